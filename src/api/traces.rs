@@ -134,11 +134,16 @@ mod tests {
 
     /// A trace of these routers, of which 0 did not answer; it reached the destination.
     fn trace(routers: &[u8]) -> StoredTrace {
-        let rtt_seconds = RttRecord { min: 0.0, last: 0.0 };
+        let responder = |last: u8| ResponderRecord {
+            address: [192, 0, 2, last].into(),
+            rtt_seconds: RttRecord { min: 0.0, last: 0.0 },
+            mpls: Vec::new(),
+            interfaces: Vec::new(),
+        };
         let hops = (1..).zip(routers).map(|(ttl, last)| {
             let responders = match last {
                 0 => vec![],
-                last => vec![ResponderRecord { address: [192, 0, 2, *last].into(), rtt_seconds }],
+                last => vec![responder(*last)],
             };
             HopRecord { ttl, state: "answered".into(), sent: 1, answered: responders.len(), responders }
         });

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
-use pathmeter_proto::trace::{DirectedReport, Direction, Trace, TraceReport};
+use pathmeter_proto::trace::{AnswerExtensions, DirectedReport, Direction, Interface, Trace, TraceReport};
+use pathmeter_proto::wire::icmp_extensions::MplsLabel;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
 
@@ -195,7 +196,7 @@ impl<'a> Routes<'a> {
         }
         let answers = self.traces.values().flat_map(|trace| &trace.hops).flat_map(|hop| &hop.answers);
         let mut unknown: Vec<IpAddr> =
-            answers.map(|(router, _)| *router).filter(|router| !self.names.contains_key(router)).collect();
+            answers.map(|answer| answer.router).filter(|router| !self.names.contains_key(router)).collect();
         unknown.sort_unstable();
         unknown.dedup();
         self.names.extend(resolver::names_of(unknown, NAMES_TIMEOUT).await);
@@ -228,7 +229,10 @@ impl<'a> Routes<'a> {
             let _ = writeln!(text, "\n{way} {target}{of_flow}: {routers}");
             for hop in &trace.hops {
                 let (router, rtt) = match hop.answers.first() {
-                    Some((router, rtt)) => (self.name(*router), milliseconds(*rtt)),
+                    Some(answer) => {
+                        let attached = answer.extensions.as_deref().map_or_else(String::new, attached_text);
+                        (self.name(answer.router) + &attached, milliseconds(answer.rtt))
+                    }
                     None => ("*".to_owned(), hop.state.as_str().replace('_', "-")),
                 };
                 let _ = writeln!(text, "{:>4}  {rtt:>12}  {router}", hop.ttl);
@@ -278,6 +282,63 @@ impl<'a> Routes<'a> {
     }
 }
 
+/// What a router attached to its answer: labels as traceroute -e shows them, then interfaces.
+fn attached_text(extensions: &AnswerExtensions) -> String {
+    let AnswerExtensions { labels, interfaces } = extensions;
+    let mut text = String::new();
+    if !labels.is_empty() {
+        let labels = labels.iter().map(|MplsLabel { label, traffic_class, is_bottom, ttl }| {
+            format!("L={label} E={traffic_class} S={} T={ttl}", u8::from(*is_bottom))
+        });
+        let _ = write!(text, " [MPLS: {}]", labels.collect::<Vec<String>>().join(" / "));
+    }
+    for Interface { role, index, address, name, mtu } in interfaces {
+        let _ = write!(text, " [{}:", role.as_str().replace('_', "-"));
+        for (key, value) in [
+            ("", name.clone()),
+            ("", address.map(|address| address.to_string())),
+            ("index=", index.map(|index| index.to_string())),
+            ("mtu=", mtu.map(|mtu| mtu.to_string())),
+        ] {
+            if let Some(value) = value {
+                let _ = write!(text, " {key}{value}");
+            }
+        }
+        text.push(']');
+    }
+    text
+}
+
 fn milliseconds(rtt: Duration) -> String {
     format!("{:.3} ms", rtt.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use pathmeter_proto::wire::icmp_extensions::InterfaceRole;
+
+    use super::*;
+
+    #[test]
+    fn labels_and_interfaces_follow_the_address() {
+        let label = |label, is_bottom| MplsLabel { label, traffic_class: 5, is_bottom, ttl: 1 };
+        let interface = Interface {
+            role: InterfaceRole::IncomingSubIp,
+            index: Some(513),
+            address: Some([192, 0, 2, 1].into()),
+            name: Some("ge-0/0/1".into()),
+            mtu: Some(1_500),
+        };
+        let one = AnswerExtensions { labels: vec![label(16_004, true)], interfaces: Vec::new() };
+        assert_eq!(attached_text(&one), " [MPLS: L=16004 E=5 S=1 T=1]");
+        let both = AnswerExtensions {
+            labels: vec![label(16_004, false), label(24_015, true)],
+            interfaces: vec![interface.clone(), Interface { address: None, name: None, ..interface }],
+        };
+        assert_eq!(
+            attached_text(&both),
+            " [MPLS: L=16004 E=5 S=0 T=1 / L=24015 E=5 S=1 T=1] \
+             [incoming-sub-ip: ge-0/0/1 192.0.2.1 index=513 mtu=1500] [incoming-sub-ip: index=513 mtu=1500]"
+        );
+    }
 }

@@ -86,8 +86,8 @@ impl HopSeries {
             if !matches!(hop.state, HopState::Inherited | HopState::NotProbed) {
                 shown.state = Some(hop.state);
             }
-            let last = hop.answers.last().map(|(_, rtt)| *rtt);
-            shown.rtt = last.or_else(|| Some(hop.responder?.rtt_last));
+            let last = hop.answers.last().map(|answer| answer.rtt);
+            shown.rtt = last.or_else(|| Some(hop.responder.as_ref()?.rtt_last));
         }
     }
 
@@ -177,7 +177,7 @@ mod tests {
     use std::net::IpAddr;
 
     use pathmeter_proto::time::Timestamp;
-    use pathmeter_proto::trace::{Hop, Trigger};
+    use pathmeter_proto::trace::{Answer, Hop, Trigger};
 
     use super::*;
 
@@ -188,7 +188,7 @@ mod tests {
     /// A trace of flow 0 with these hops: the router that answered, if one did, and the state.
     fn trace(hops: &[(Option<u8>, HopState)]) -> TraceReport {
         let hops = (1..).zip(hops).map(|(ttl, (last, state))| {
-            let answers = last.map(|last| (router(last), Duration::from_millis(last.into())));
+            let answers = last.map(|last| Answer::new(router(last), Duration::from_millis(last.into())));
             Hop { ttl, state: *state, sent: 1, answers: answers.into_iter().collect(), responder: None }
         });
         TraceReport::Traced(Box::new(Trace {

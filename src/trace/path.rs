@@ -206,7 +206,7 @@ impl Measured for Traced {
         };
         let routers = trace.routers.map_or_else(|| "-".to_owned(), |routers| routers.to_string());
         let hops = trace.hops.iter().map(|hop| {
-            hop.answers.first().map_or_else(|| "*".to_owned(), |(address, _)| address.to_string())
+            hop.answers.first().map_or_else(|| "*".to_owned(), |answer| answer.router.to_string())
         });
         let hops: Vec<String> = hops.collect();
         let route = if hops.is_empty() { "direct".to_owned() } else { hops.join(" ") };

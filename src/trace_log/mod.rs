@@ -11,7 +11,7 @@ use pathmeter_proto::trace::{Direction, Trace};
 use serde::{Deserialize, Serialize};
 
 use crate::paths::PathKey;
-pub use record::{HopRecord, ResponderRecord, RttRecord, TraceRecord};
+pub use record::{HopRecord, InterfaceRecord, LabelRecord, ResponderRecord, RttRecord, TraceRecord};
 
 /// The latest traces, oldest first. Readers get references, so a slow reader does not delay a loop.
 #[derive(Debug, Default)]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pathmeter_proto::trace::{Hop, Trace};
+use pathmeter_proto::trace::{Answer, AnswerExtensions, Hop, Interface, Trace};
+use pathmeter_proto::wire::icmp_extensions::MplsLabel;
 use serde::{Deserialize, Serialize};
 
 /// A trace.
@@ -47,6 +48,41 @@ pub struct ResponderRecord {
     pub address: IpAddr,
     /// RTT of its answers.
     pub rtt_seconds: RttRecord,
+    /// The label stack of its latest answer, the top first.
+    #[serde(default)]
+    pub mpls: Vec<LabelRecord>,
+    /// The interfaces in its latest answer.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceRecord>,
+}
+
+/// An entry of a label stack (RFC 4950).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelRecord {
+    /// Label.
+    pub label: u32,
+    /// Traffic class, formerly called experimental bits.
+    pub traffic_class: u8,
+    /// Whether it is the last entry.
+    pub is_bottom: bool,
+    /// Time to live.
+    pub ttl: u8,
+}
+
+/// An interface of a router (RFC 5837); what is `None` was not told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceRecord {
+    /// What the probe had to do with it,
+    /// [`InterfaceRole::as_str`](pathmeter_proto::wire::icmp_extensions::InterfaceRole::as_str).
+    pub role: Cow<'static, str>,
+    /// Index (SNMP `ifIndex`).
+    pub index: Option<u32>,
+    /// Address.
+    pub address: Option<IpAddr>,
+    /// Name.
+    pub name: Option<String>,
+    /// MTU in bytes.
+    pub mtu_bytes: Option<u32>,
 }
 
 /// RTTs in seconds.
@@ -73,17 +109,28 @@ impl From<&Trace> for TraceRecord {
 
 impl From<&Hop> for HopRecord {
     fn from(hop: &Hop) -> Self {
-        // The shortest and the last RTT of each.
-        let mut responders: BTreeMap<IpAddr, (Duration, Duration)> = BTreeMap::new();
-        for (address, rtt) in &hop.answers {
-            let (min, last) = responders.entry(*address).or_insert((*rtt, *rtt));
-            (*min, *last) = ((*min).min(*rtt), *rtt);
+        // The shortest and the last RTT of each, and what its last answer said.
+        let mut responders: BTreeMap<IpAddr, (Duration, Duration, Option<&AnswerExtensions>)> =
+            BTreeMap::new();
+        for Answer { router, rtt, extensions } in &hop.answers {
+            let (min, last, latest) = responders.entry(*router).or_insert((*rtt, *rtt, None));
+            (*min, *last, *latest) = ((*min).min(*rtt), *rtt, extensions.as_deref());
         }
         // Of the last known one, the shortest RTT of all its answers is known.
-        responders.extend(hop.responder.map(|known| (known.address, (known.rtt_min, known.rtt_last))));
-        let responders = responders.into_iter().map(|(address, (min, last))| ResponderRecord {
+        responders.extend(
+            hop.responder
+                .as_ref()
+                .map(|known| (known.address, (known.rtt_min, known.rtt_last, known.extensions.as_deref()))),
+        );
+        let responders = responders.into_iter().map(|(address, (min, last, extensions))| ResponderRecord {
             address,
             rtt_seconds: RttRecord { min: min.as_secs_f64(), last: last.as_secs_f64() },
+            mpls: extensions.iter().flat_map(|found| &found.labels).map(LabelRecord::from).collect(),
+            interfaces: extensions
+                .iter()
+                .flat_map(|found| &found.interfaces)
+                .map(InterfaceRecord::from)
+                .collect(),
         });
         Self {
             ttl: hop.ttl,
@@ -92,5 +139,78 @@ impl From<&Hop> for HopRecord {
             answered: hop.answers.len(),
             responders: responders.collect(),
         }
+    }
+}
+
+impl From<&MplsLabel> for LabelRecord {
+    fn from(entry: &MplsLabel) -> Self {
+        let MplsLabel { label, traffic_class, is_bottom, ttl } = *entry;
+        Self { label, traffic_class, is_bottom, ttl }
+    }
+}
+
+impl From<&Interface> for InterfaceRecord {
+    fn from(interface: &Interface) -> Self {
+        let Interface { role, index, address, name, mtu } = interface;
+        let (role, name) = (role.as_str().into(), name.clone());
+        Self { role, index: *index, address: *address, name, mtu_bytes: *mtu }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pathmeter_proto::time::Timestamp;
+    use pathmeter_proto::trace::{HopState, Responder};
+    use pathmeter_proto::wire::icmp_extensions::InterfaceRole;
+
+    use super::*;
+
+    #[test]
+    fn responder_has_the_labels_and_interfaces_of_its_last_answer() {
+        let interface = Interface {
+            role: InterfaceRole::Outgoing,
+            index: Some(7),
+            address: None,
+            name: Some("ge-0/0/1".into()),
+            mtu: None,
+        };
+        let extensions = |label: u32| {
+            let label = MplsLabel { label, traffic_class: 5, is_bottom: true, ttl: 1 };
+            Some(Arc::new(AnswerExtensions { labels: vec![label], interfaces: vec![interface.clone()] }))
+        };
+        let answer = |last: u8, extensions| Answer {
+            extensions,
+            ..Answer::new([192, 0, 2, last].into(), Duration::from_millis(1))
+        };
+        let known = Responder {
+            address: [192, 0, 2, 2].into(),
+            answers: 9,
+            rtt_min: Duration::from_millis(1),
+            rtt_last: Duration::from_millis(1),
+            answered_at: Timestamp::from_nanos(1),
+            extensions: extensions(24_015),
+        };
+        let answers = vec![answer(1, extensions(16_004)), answer(1, None), answer(3, extensions(16_004))];
+        let hop = Hop { ttl: 2, state: HopState::Balanced, sent: 3, answers, responder: Some(known) };
+        let hop = HopRecord::from(&hop);
+        let label = |label| LabelRecord { label, traffic_class: 5, is_bottom: true, ttl: 1 };
+        let labels: Vec<&[LabelRecord]> = hop.responders.iter().map(|found| &found.mpls[..]).collect();
+        let expected: [&[LabelRecord]; 3] = [
+            // Its label is gone.
+            &[],
+            // It did not answer this time.
+            &[label(24_015)],
+            &[label(16_004)],
+        ];
+        assert_eq!(labels, expected);
+        let counts: Vec<usize> = hop.responders.iter().map(|found| found.interfaces.len()).collect();
+        assert_eq!(counts, [0, 1, 1]);
+        let shown = serde_json::to_value(&hop.responders[1].interfaces[0]).unwrap();
+        let expected = serde_json::json!({
+            "role": "outgoing", "index": 7, "address": null, "name": "ge-0/0/1", "mtu_bytes": null,
+        });
+        assert_eq!(shown, expected);
     }
 }

@@ -47,6 +47,8 @@ pub struct SimRouter {
     pub loss: f64,
     /// Bytes that it quotes after the UDP header.
     pub quoted_bytes: usize,
+    /// What it attaches to its answers, as an extension structure (RFC 4884); empty: nothing.
+    pub extensions: Vec<u8>,
     tokens: f64,
     refilled_at: u64,
 }
@@ -70,7 +72,7 @@ pub enum Answers {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transit {
     /// It arrives.
     Delivered {
@@ -85,6 +87,8 @@ pub enum Transit {
         router: IpAddr,
         /// Bytes that it quotes after the UDP header.
         quoted_bytes: usize,
+        /// What it attaches; empty: nothing.
+        extensions: Vec<u8>,
         /// When the answer arrives at the sender.
         at: u64,
     },
@@ -96,7 +100,15 @@ impl SimRouter {
     /// A router that answers everything and loses nothing.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
-        Self { address, answers: Answers::All, loss: 0.0, quoted_bytes: 520, tokens: 0.0, refilled_at: 0 }
+        Self {
+            address,
+            answers: Answers::All,
+            loss: 0.0,
+            quoted_bytes: 520,
+            extensions: Vec::new(),
+            tokens: 0.0,
+            refilled_at: 0,
+        }
     }
 
     fn answers(&mut self, at: u64, random: &mut Random) -> bool {
@@ -147,6 +159,7 @@ impl RouterNetwork {
                     true => Transit::Expired {
                         router: router.address,
                         quoted_bytes: router.quoted_bytes,
+                        extensions: router.extensions.clone(),
                         at: 2 * at - sent,
                     },
                     false => Transit::Lost,

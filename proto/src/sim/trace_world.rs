@@ -85,6 +85,21 @@ const RESPONDER: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
 /// The monotonic clock at true time 0.
 const ORIGIN: u64 = 5_000_000_000;
 
+/// Bytes behind the UDP header to which routers pad a quotation before they attach something: 128 with the
+/// headers (RFC 4884 section 3).
+const PADDED_BYTES: usize = 128 - 28;
+
+/// Attaches an extension structure to a quotation. Returns where it begins; `None` if it is empty.
+fn attach(quotation: &mut Vec<u8>, extensions: &[u8]) -> Option<u16> {
+    if extensions.is_empty() {
+        return None;
+    }
+    quotation.resize(quotation.len().max(PADDED_BYTES), 0);
+    let at = u16::try_from(quotation.len()).expect("quotations are short");
+    quotation.extend(extensions);
+    Some(at)
+}
+
 impl TraceWorld {
     /// Address of the responder, for the specification of the tracer.
     #[must_use]
@@ -198,9 +213,10 @@ impl TraceWorld {
         let flow = send.flow;
         match self.forward.send(flow.into(), send.ttl, self.at, &mut self.random) {
             Transit::Delivered { at, ttl } => self.schedule(at, TraceEvent::Request { flow, bytes, ttl }),
-            Transit::Expired { router, quoted_bytes, at } => {
+            Transit::Expired { router, quoted_bytes, extensions, at } => {
                 bytes.truncate(quoted_bytes);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None };
+                let extensions_at = attach(&mut bytes, &extensions);
+                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at };
                 self.schedule(at, TraceEvent::Error { flow, quoted: bytes, error });
             }
             Transit::Lost => {}
@@ -235,9 +251,10 @@ impl TraceWorld {
         }
         match self.reverse.send(flow.into(), ttl, self.at, &mut self.random) {
             Transit::Delivered { at, ttl } => self.schedule(at, TraceEvent::Reply { flow, bytes, ttl }),
-            Transit::Expired { router, quoted_bytes, at } => {
+            Transit::Expired { router, quoted_bytes, extensions, at } => {
                 bytes.truncate(quoted_bytes);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None };
+                let extensions_at = attach(&mut bytes, &extensions);
+                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at };
                 self.schedule(at, TraceEvent::ReverseError { flow, quoted: bytes, error });
             }
             Transit::Lost => {}

@@ -1,10 +1,9 @@
 //! A trace in one burst: one probe for each hop, all in flight together.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{DESTINATION, Trigger};
+use super::{Answer, DESTINATION, Trigger};
 use crate::schedule::mix;
 use crate::time::Timestamp;
 
@@ -31,15 +30,14 @@ pub(super) struct Burst {
 }
 
 /// A probe of a burst.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct BurstProbe {
     pub(super) sequence: u64,
     /// [`DESTINATION`] for a probe that is not limited in TTL.
     pub(super) ttl: u8,
     /// When it was passed to the driver, and later when it left the host.
     pub(super) sent_at: Timestamp,
-    /// Who answered, after which time.
-    pub(super) answer: Option<(IpAddr, Duration)>,
+    pub(super) answer: Option<Answer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +156,7 @@ impl Burst {
     }
 
     fn timeout(&self) -> Duration {
-        let longest = self.probes.iter().filter_map(|probe| probe.answer.map(|(_, rtt)| rtt)).max();
+        let longest = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).max();
         answer_timeout(longest.max(self.known_rtt)) * self.round_trips
     }
 
@@ -232,7 +230,7 @@ mod tests {
 
     fn answer(burst: &mut Burst, ttl: u8, rtt: Duration) {
         let probe = burst.probes_mut().find(|probe| probe.ttl == ttl).expect("it was sent");
-        probe.answer = Some(([192, 0, 2, ttl].into(), rtt));
+        probe.answer = Some(Answer::new([192, 0, 2, ttl].into(), rtt));
     }
 
     fn ttls(sent: &[(u8, u64)]) -> Vec<u8> {

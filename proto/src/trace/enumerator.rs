@@ -121,13 +121,10 @@ impl Enumerator {
     /// an answer.
     #[must_use]
     pub fn owns(&self, datagram: &[u8], arrival: &Arrival) -> bool {
-        match arrival.icmp {
-            Some(icmp) => {
-                let is_quoted = datagram.len() >= 4 || icmp.kind == IcmpKind::TtlExceeded;
-                is_quoted && self.found(datagram, arrival).is_some()
-            }
-            None => self.found(datagram, arrival).is_some(),
-        }
+        let bytes = carried(datagram, arrival);
+        let is_quoted =
+            arrival.icmp.is_none_or(|icmp| bytes.len() >= QUOTED_MIN || icmp.kind == IcmpKind::TtlExceeded);
+        is_quoted && self.found(bytes, arrival).is_some()
     }
 
     /// The sequence number of the probe to which a reply or a quotation belongs.
@@ -136,7 +133,7 @@ impl Enumerator {
         let (mode, next) = (mode(&self.spec), self.next_sequence);
         let sequence = match arrival.icmp {
             // Only the UDP header was quoted, which tells the flow.
-            Some(_) if datagram.len() < 4 => self.only_in_flight(arrival.flow),
+            Some(_) if datagram.len() < QUOTED_MIN => self.only_in_flight(arrival.flow),
             Some(_) => quoted(datagram, mode, next, timestamp),
             None => replied(datagram, mode, next, timestamp),
         }?;
@@ -153,10 +150,11 @@ impl Enumerator {
 
     /// `None`: the answer belongs to no probe.
     fn answer_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
+        let datagram = carried(datagram, arrival);
         let reached = match arrival.icmp {
             Some(icmp) if icmp.kind == IcmpKind::TtlExceeded => Reached::Router(icmp.router),
             // The sender of these errors rejected the packet at an unknown hop.
-            Some(_) if datagram.len() < 4 => return None,
+            Some(_) if datagram.len() < QUOTED_MIN => return None,
             Some(_) => return self.found(datagram, arrival).map(|_| ()),
             None => {
                 authentic_reply(datagram, &self.spec)?;
@@ -252,6 +250,14 @@ impl Enumerator {
             timestamp: self.spec.tx_timestamps,
         }
     }
+}
+
+/// Bytes of a quoted request that identify it: its sequence number.
+const QUOTED_MIN: usize = 4;
+
+/// A reply, or the quotation of an error.
+fn carried<'a>(datagram: &'a [u8], arrival: &Arrival) -> &'a [u8] {
+    arrival.icmp.map_or(datagram, |icmp| icmp.quotation(datagram))
 }
 
 impl Machine for Enumerator {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::burst::{Burst, BurstProbe, BurstStep, SPACING, answer_timeout};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
-use super::{DESTINATION, Direction, Hop, TRACE_GAP_MIN, Trace, Trigger};
+use super::{Answer, DESTINATION, Direction, Hop, TRACE_GAP_MIN, Trace, Trigger};
 use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
@@ -256,7 +256,7 @@ impl TracedFlow {
             return;
         }
         let routers = trace.hops.iter().map(|hop| match hop.answers.first() {
-            Some((router, _)) => HopRouter::Single(*router),
+            Some(answer) => HopRouter::Single(answer.router),
             None => HopRouter::Unknown,
         });
         self.route.establish(routers.collect(), trace.rtt.and(self.routers));
@@ -273,7 +273,7 @@ impl TracedFlow {
     ) -> Trace {
         let answered = |ttl: u8| probes.iter().any(|probe| probe.ttl == ttl && probe.answer.is_some());
         let rtt = probes.iter().filter(|probe| probe.ttl == DESTINATION);
-        let rtt = rtt.filter_map(|probe| probe.answer.map(|(_, rtt)| rtt)).min();
+        let rtt = rtt.filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).min();
         let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
         let length = match (rtt, routers) {
             (Some(_), Some(routers)) => routers,
@@ -285,8 +285,8 @@ impl TracedFlow {
         states.resize(usize::from(length), HopState::Unanswered);
         let hops = (1..=length).map(|ttl| {
             let of_hop = probes.iter().filter(|probe| probe.ttl == ttl);
-            let answers: Vec<_> = of_hop.clone().filter_map(|probe| probe.answer).collect();
-            let responder = self.hop(ttl).and_then(HopHistory::last_responder);
+            let answers: Vec<_> = of_hop.clone().filter_map(|probe| probe.answer.clone()).collect();
+            let responder = self.hop(ttl).and_then(HopHistory::last_responder).cloned();
             let sent = u16::try_from(of_hop.count()).unwrap_or(u16::MAX);
             let state = match self.route.router(ttl) {
                 HopRouter::Balanced(_) => HopState::Balanced,
@@ -297,7 +297,8 @@ impl TracedFlow {
             Hop { ttl, state, sent, answers, responder }
         });
         let hops: Vec<Hop> = hops.collect();
-        let last_answer = probes.iter().filter_map(|probe| Some(probe.sent_at + probe.answer?.1)).max();
+        let last_answer =
+            probes.iter().filter_map(|probe| Some(probe.sent_at + probe.answer.as_ref()?.rtt)).max();
         let is_full = probes.iter().all(|probe| probe.answer.is_some());
         let ended = last_answer.filter(|_| is_full).unwrap_or(now);
         Trace {
@@ -444,9 +445,9 @@ impl TracedFlow {
         of_burst.chain(&mut self.round_probes).find(|probe| probe.sequence == sequence)
     }
 
-    fn answer(&mut self, sequence: u64, from: IpAddr, rtt: Duration) {
+    fn answer(&mut self, sequence: u64, answer: Answer) {
         if let Some(probe) = self.probe_mut(sequence) {
-            probe.answer.get_or_insert((from, rtt));
+            probe.answer.get_or_insert(answer);
         }
     }
 
@@ -455,14 +456,14 @@ impl TracedFlow {
         &mut self,
         sequence: u64,
         ttl: u8,
-        from: IpAddr,
-        rtt: Duration,
+        answer: Answer,
         at: Timestamp,
     ) -> Option<RouteUpdate> {
+        let from = answer.router;
         self.retries.retain(|retry| retry.ttl != ttl || retry.is_reserved);
         let is_new = self.hop(ttl).and_then(HopHistory::last_responder).is_some_and(|r| r.address != from);
-        self.hop_mut(ttl).answered(from, rtt, at);
-        self.answer(sequence, from, rtt);
+        let answer = self.hop_mut(ttl).answered(answer, at);
+        self.answer(sequence, answer);
         let update = self.route.answered(ttl, from, at);
         if is_new && self.burst.is_none() && self.route.unconfirmed_hops().any(|hop| hop == ttl) {
             self.trigger(Trigger::Router);
@@ -482,10 +483,10 @@ impl TracedFlow {
         at: Timestamp,
     ) -> Option<RouteUpdate> {
         if ttl == DESTINATION {
-            self.destination.answered(from, rtt, at);
+            self.destination.answered(Answer::new(from, rtt), at);
             self.rtt = Some(rtt);
         }
-        self.answer(sequence, from, rtt);
+        self.answer(sequence, Answer::new(from, rtt));
         let routers = routers?;
         if let Some(burst) = &mut self.burst {
             burst.learn_routers(routers);
@@ -568,7 +569,7 @@ mod tests {
                         DESTINATION => {
                             self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), due)
                         }
-                        _ => self.flow.answered(sequence, ttl, [10, 0, 0, ttl].into(), RTT, due),
+                        _ => self.flow.answered(sequence, ttl, Answer::new([10, 0, 0, ttl].into(), RTT), due),
                     };
                 }
                 match self.flow.step(time, time) {
@@ -685,7 +686,12 @@ mod tests {
                         DESTINATION => {
                             test.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), at(200))
                         }
-                        _ => test.flow.answered(sequence, ttl, [10, 0, 0, ttl].into(), RTT, at(200)),
+                        _ => test.flow.answered(
+                            sequence,
+                            ttl,
+                            Answer::new([10, 0, 0, ttl].into(), RTT),
+                            at(200),
+                        ),
                     };
                 }
                 FlowStep::Traced(trace) => break trace,
@@ -702,12 +708,13 @@ mod tests {
         let mut test = TestFlow::new(&[]);
         test.run(0, 12_000);
         let other = [10, 0, 0, 77].into();
-        assert_eq!(test.flow.answered(1_000, 2, other, RTT, at(12_000)), None);
+        assert_eq!(test.flow.answered(1_000, 2, Answer::new(other, RTT), at(12_000)), None);
         test.silent.push(2);
         let sent = test.run(12_000, 12_200);
         assert!(test.traces.iter().any(|trace| trace.trigger == Trigger::Router && trace.is_burst));
         assert!(times_of(&sent, 2).len() > 3, "every answer timeout: {sent:?}");
-        let updates = (0..15).filter_map(|_| test.flow.answered(1_001, 2, other, RTT, at(12_300)));
+        let updates =
+            (0..15).filter_map(|_| test.flow.answered(1_001, 2, Answer::new(other, RTT), at(12_300)));
         assert!(matches!(updates.collect::<Vec<_>>()[..], [RouteUpdate::Changed { .. }]));
         assert!(times_of(&test.run(12_300, 13_000), 2).is_empty());
     }

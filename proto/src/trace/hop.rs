@@ -1,8 +1,10 @@
 //! What is known about each hop of a flow, and what a hop without answers means.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::{Answer, AnswerExtensions};
 use crate::time::Timestamp;
 
 /// What a hop's answers, or their absence, mean.
@@ -55,7 +57,7 @@ pub(super) struct HopHistory {
 }
 
 /// A router, or the destination, that answered at a hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Responder {
     /// Its address.
     pub address: IpAddr,
@@ -67,13 +69,21 @@ pub struct Responder {
     pub rtt_last: Duration,
     /// Time of its latest answer.
     pub answered_at: Timestamp,
+    /// What it attached to its latest answer. Other labels are no other route.
+    pub extensions: Option<Arc<AnswerExtensions>>,
 }
 
 impl Responder {
-    fn add(&mut self, rtt: Duration, at: Timestamp) {
+    /// Adds an answer, and returns it. Equal extensions become the same value: stored traces share it.
+    fn add(&mut self, answer: Answer, at: Timestamp) -> Answer {
+        let Answer { router, rtt, extensions } = answer;
         self.answers = self.answers.saturating_add(1);
         self.rtt_min = self.rtt_min.min(rtt);
         (self.rtt_last, self.answered_at) = (rtt, at);
+        if self.extensions != extensions {
+            self.extensions = extensions;
+        }
+        Answer { router, rtt, extensions: self.extensions.clone() }
     }
 }
 
@@ -95,17 +105,22 @@ const LOSS_MIN: f64 = 0.25;
 const LOSS_MAX_CLEAN: f64 = 0.05;
 
 impl HopHistory {
-    pub(super) fn answered(&mut self, address: IpAddr, rtt: Duration, at: Timestamp) {
+    /// Adds an answer, and returns it.
+    pub(super) fn answered(&mut self, answer: Answer, at: Timestamp) -> Answer {
         self.decide(true);
+        let Answer { router: address, rtt, .. } = answer;
         if let Some(known) = self.responders.iter_mut().find(|responder| responder.address == address) {
-            known.add(rtt, at);
-            return;
+            return known.add(answer, at);
         }
         if self.responders.len() == RESPONDERS_MAX {
             let oldest = (0..RESPONDERS_MAX).min_by_key(|index| self.responders[*index].answered_at);
             self.responders.swap_remove(oldest.expect("there are responders"));
         }
-        self.responders.push(Responder { address, answers: 1, rtt_min: rtt, rtt_last: rtt, answered_at: at });
+        let extensions = answer.extensions.clone();
+        let known =
+            Responder { address, answers: 1, rtt_min: rtt, rtt_last: rtt, answered_at: at, extensions };
+        self.responders.push(known);
+        answer
     }
 
     pub(super) fn unanswered(&mut self) {
@@ -118,8 +133,8 @@ impl HopHistory {
     }
 
     /// The router that answered last.
-    pub(super) fn last_responder(&self) -> Option<Responder> {
-        self.responders.iter().copied().max_by_key(|responder| responder.answered_at)
+    pub(super) fn last_responder(&self) -> Option<&Responder> {
+        self.responders.iter().max_by_key(|responder| responder.answered_at)
     }
 
     /// Whether it answered none of the latest probes.
@@ -189,13 +204,17 @@ pub(super) fn first_lossy_hop(states: &[HopState]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::icmp_extensions::MplsLabel;
 
     /// A history in which `answered` of 20 probes were answered, evenly spread.
     fn history(answered: u32) -> HopHistory {
         let mut history = HopHistory::default();
         for index in 0..20_u32 {
             if index * answered / 20 < (index + 1) * answered / 20 {
-                history.answered([192, 0, 2, 1].into(), Duration::from_millis(1), Timestamp::from_nanos(1));
+                history.answered(
+                    Answer::new([192, 0, 2, 1].into(), Duration::from_millis(1)),
+                    Timestamp::from_nanos(1),
+                );
             } else {
                 history.unanswered();
             }
@@ -253,7 +272,7 @@ mod tests {
     #[test]
     fn few_probes_say_nothing_about_loss() {
         let mut hop = HopHistory::default();
-        hop.answered([192, 0, 2, 1].into(), Duration::from_millis(1), Timestamp::from_nanos(1));
+        hop.answered(Answer::new([192, 0, 2, 1].into(), Duration::from_millis(1)), Timestamp::from_nanos(1));
         (1..OUTCOMES_MAX - 1).for_each(|_| hop.unanswered());
         assert_eq!(hop.loss(), None);
         assert!(hop.is_silent());
@@ -268,7 +287,7 @@ mod tests {
         let mut hop = HopHistory::default();
         for (last, milliseconds, at) in [(1, 5, 1), (2, 9, 2), (1, 7, 3)] {
             let rtt = Duration::from_millis(milliseconds);
-            hop.answered([192, 0, 2, last].into(), rtt, Timestamp::from_nanos(at));
+            hop.answered(Answer::new([192, 0, 2, last].into(), rtt), Timestamp::from_nanos(at));
         }
         let expected = Responder {
             address: [192, 0, 2, 1].into(),
@@ -276,8 +295,30 @@ mod tests {
             rtt_min: Duration::from_millis(5),
             rtt_last: Duration::from_millis(7),
             answered_at: Timestamp::from_nanos(3),
+            extensions: None,
         };
-        assert_eq!(hop.last_responder(), Some(expected));
+        assert_eq!(hop.last_responder(), Some(&expected));
+    }
+
+    #[test]
+    fn responder_has_the_extensions_of_its_latest_answer_and_shares_equal_ones() {
+        let mut hop = HopHistory::default();
+        let with = |labels: &[u32]| {
+            let label = |label: &u32| MplsLabel { label: *label, traffic_class: 0, is_bottom: true, ttl: 1 };
+            let labels = labels.iter().map(label).collect();
+            let extensions = Some(Arc::new(AnswerExtensions { labels, interfaces: Vec::new() }));
+            Answer { extensions, ..Answer::new([192, 0, 2, 1].into(), Duration::from_millis(1)) }
+        };
+        let mut answer = |answer| {
+            let answer = hop.answered(answer, Timestamp::from_nanos(1));
+            let known = hop.last_responder().unwrap().extensions.clone();
+            assert_eq!(answer.extensions, known);
+            known
+        };
+        let first = answer(with(&[16_004])).unwrap();
+        assert!(Arc::ptr_eq(&first, &answer(with(&[16_004])).unwrap()));
+        assert_eq!(answer(with(&[16_005])), with(&[16_005]).extensions);
+        assert_eq!(answer(Answer { extensions: None, ..with(&[]) }), None);
     }
 
     #[test]
@@ -285,7 +326,7 @@ mod tests {
         let mut hop = HopHistory::default();
         for last in 0..=16 {
             let at = Timestamp::from_nanos(u64::from(last));
-            hop.answered([192, 0, 2, last].into(), Duration::from_millis(1), at);
+            hop.answered(Answer::new([192, 0, 2, last].into(), Duration::from_millis(1)), at);
         }
         assert_eq!(hop.responders.len(), RESPONDERS_MAX);
         assert!(hop.responders.iter().all(|responder| responder.address != IpAddr::from([192, 0, 2, 0])));

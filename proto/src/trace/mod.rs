@@ -15,6 +15,7 @@ mod burst;
 mod echo_history;
 mod enumeration;
 mod enumerator;
+mod extensions;
 mod flow;
 mod hop;
 mod probe_match;
@@ -33,6 +34,7 @@ pub use enumeration::{
     EnumerationStep, EqualCostPaths, HopProbes, Link, PathProbe, Reached,
 };
 pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
+pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
@@ -241,9 +243,29 @@ pub struct Hop {
     /// Probes of this trace.
     pub sent: u16,
     /// Answers of this trace.
-    pub answers: Vec<(IpAddr, Duration)>,
+    pub answers: Vec<Answer>,
     /// The last known responder; `None` if there never was an answer.
     pub responder: Option<Responder>,
+}
+
+/// An answer to a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Address of the router, or of the destination.
+    pub router: IpAddr,
+    /// Time from the probe to the answer.
+    pub rtt: Duration,
+    /// What the router attached; `None` if nothing, and always on the way back: the responder passes on only
+    /// the address and the RTT.
+    pub extensions: Option<Arc<AnswerExtensions>>,
+}
+
+impl Answer {
+    /// An answer to which nothing is attached.
+    #[must_use]
+    pub const fn new(router: IpAddr, rtt: Duration) -> Self {
+        Self { router, rtt, extensions: None }
+    }
 }
 
 /// A probe without an answer after this time is unanswered. Answers that come later than the trace waits are

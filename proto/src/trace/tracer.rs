@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::burst::SPACING;
@@ -11,11 +11,13 @@ use super::probe_match::{self, authentic_reply, wire_sequence};
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
-    ANSWER_AGE_MAX, DESTINATION, DirectedReport, Direction, Finding, Route, TraceReport, TraceSpec, Trigger,
+    ANSWER_AGE_MAX, Answer, AnswerExtensions, DESTINATION, DirectedReport, Direction, Finding, Route,
+    TraceReport, TraceSpec, Trigger,
 };
 use crate::echo::{Profile, Quirks, RequestContents, RequestExtensions, credible_turnaround, encode};
 use crate::machine::{
-    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step,
+    TimestampSource,
 };
 use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
@@ -157,8 +159,10 @@ impl Tracer {
     #[must_use]
     pub fn owns(&self, datagram: &[u8], arrival: &Arrival) -> bool {
         let found = match &arrival.icmp {
-            Some(icmp) if datagram.len() < 4 => return icmp.kind == IcmpKind::TtlExceeded,
-            Some(_) => self.quoted(datagram),
+            Some(icmp) => match icmp.quotation(datagram) {
+                quoted if quoted.len() < 4 => return icmp.kind == IcmpKind::TtlExceeded,
+                quoted => self.quoted(quoted),
+            },
             None => self.replied(datagram),
         };
         found.is_some_and(|sequence| {
@@ -185,13 +189,8 @@ impl Tracer {
     }
 
     /// A router, or the destination's host, reports that a probe did not arrive.
-    fn error_received(
-        &mut self,
-        quoted: &[u8],
-        arrival: &Arrival,
-        router: IpAddr,
-        kind: IcmpKind,
-    ) -> Option<()> {
+    fn error_received(&mut self, received: &[u8], arrival: &Arrival, icmp: &IcmpError) -> Option<()> {
+        let (router, quoted) = (icmp.router, icmp.quotation(received));
         let sequence = match quoted.len() {
             // Only the UDP header was quoted: the router tells which hop it was.
             0..4 => self.waiting_for(arrival.flow, router)?,
@@ -200,7 +199,7 @@ impl Tracer {
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         // The TTL of all other requests ends only in a loop, at no hop of the route.
         let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
-        match kind {
+        match icmp.kind {
             IcmpKind::TtlExceeded if is_limited => {}
             // The sender of these errors rejected the packet at an unknown hop.
             IcmpKind::PortUnreachable
@@ -214,18 +213,19 @@ impl Tracer {
         if !probe.is_answered {
             self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(probe.ttl, router);
         }
-        self.router_answered(sequence, router, rtt, arrival.at);
+        let extensions = icmp.extensions(received).and_then(AnswerExtensions::read).map(Arc::new);
+        self.router_answered(sequence, Answer { router, rtt, extensions }, arrival.at);
         Some(())
     }
 
     /// A router answered a probe. Only the first answer counts.
-    fn router_answered(&mut self, sequence: u64, router: IpAddr, rtt: Duration, at: Timestamp) {
+    fn router_answered(&mut self, sequence: u64, answer: Answer, at: Timestamp) {
         let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| !probe.is_answered) else { return };
         probe.is_answered = true;
         let SentProbe { flow, direction, ttl, .. } = *probe;
         self.report(direction, TraceReport::Answered { ttl });
         let Some(traced) = self.traced(direction, flow) else { return };
-        if let Some(update) = traced.answered(sequence, ttl, router, rtt, at) {
+        if let Some(update) = traced.answered(sequence, ttl, answer, at) {
             self.report_route(direction, flow, update);
         }
     }
@@ -345,7 +345,7 @@ impl Tracer {
                     let is_same_family = router.is_ipv4() == self.spec.to.is_ipv4();
                     // A longer RTT than the time until now cannot be true.
                     if is_same_family && rtt <= at.since(probe.at) {
-                        self.router_answered(sequence, router, rtt, at);
+                        self.router_answered(sequence, Answer::new(router, rtt), at);
                     }
                 }
             }
@@ -537,7 +537,7 @@ impl Machine for Tracer {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         let found = match arrival.icmp {
-            Some(icmp) => self.error_received(datagram, arrival, icmp.router, icmp.kind),
+            Some(icmp) => self.error_received(datagram, arrival, &icmp),
             None => self.reply_received(datagram, arrival),
         };
         if found.is_none() {

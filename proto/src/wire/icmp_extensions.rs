@@ -65,6 +65,19 @@ pub enum InterfaceRole {
     NextHop,
 }
 
+impl InterfaceRole {
+    /// The role as JSON shows it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::IncomingSubIp => "incoming_sub_ip",
+            Self::Outgoing => "outgoing",
+            Self::NextHop => "next_hop",
+        }
+    }
+}
+
 /// What an object says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IcmpExtension<'a> {

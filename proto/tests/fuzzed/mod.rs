@@ -12,6 +12,7 @@ use tracer::tracer;
 use pathmeter_proto::key::{KeyId, Keys};
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
+use pathmeter_proto::wire::icmp_extensions::{IcmpExtension, IcmpExtensions};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::stream::{self, DecodedReply, GreetingProof, Hello, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
@@ -24,11 +25,12 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 13] = [
+pub(crate) const TARGETS: [(&str, Body); 14] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
     ("decode_icmp", decode_icmp),
+    ("decode_icmp_extensions", decode_icmp_extensions),
     ("decode_greeting", decode_greeting),
     ("decode_stream", decode_stream),
     ("decode_websocket", decode_websocket),
@@ -153,6 +155,43 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
         written[0] = version.reply();
         assert_eq!(IcmpEcho::decode_reply(&written, version), Ok(echo));
     }
+}
+
+/// Extensions of ICMP errors: the input as it is, without its checksum, and with a valid one, so that the
+/// other checks are reached. Fields stay within their ranges, and there are not more of them than bytes.
+pub(crate) fn decode_icmp_extensions(bytes: &[u8]) {
+    let mut unchecked = bytes.to_vec();
+    if let Some(checksum) = unchecked.get_mut(2..4) {
+        checksum.fill(0);
+    }
+    let payload = [&[0; 100][..], bytes].concat();
+    assert_eq!(IcmpExtensions::unannounced_at(&payload[..100], 28), None);
+    if IcmpExtensions::unannounced_at(&payload, 28).is_some() {
+        assert!(bytes.len() > 4 && IcmpExtensions::decode(bytes).is_ok());
+    }
+    let is_valid = IcmpExtensions::decode(bytes).is_ok();
+    let Ok(extensions) = IcmpExtensions::decode(&unchecked) else {
+        assert!(!is_valid, "only the checksum was removed");
+        return;
+    };
+    let mut fields_bytes = 0;
+    for extension in extensions {
+        match extension {
+            IcmpExtension::Label(label) => {
+                fields_bytes += label.to_bytes().len();
+                assert!(label.label < 1 << 20 && label.traffic_class < 8);
+                let again = IcmpExtensions::encode(&[(1, 1, &label.to_bytes())]);
+                let read: Vec<_> = IcmpExtensions::decode(&again).expect("it was just encoded").collect();
+                assert_eq!(read, [extension]);
+            }
+            IcmpExtension::Interface(interface) => {
+                fields_bytes += 4 + interface.name.map_or(0, str::len);
+                let is_name = |name: &str| (1..=63).contains(&name.len()) && !name.contains('\0');
+                assert!(interface.name.is_none_or(is_name));
+            }
+        }
+    }
+    assert!(fields_bytes <= bytes.len(), "{fields_bytes} of {} bytes", bytes.len());
 }
 
 /// The greetings of the connection for which the corpora are made.

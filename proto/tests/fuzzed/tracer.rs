@@ -17,6 +17,7 @@ use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
     Direction, Finding, Route, RouteUpdate, Trace, TraceReport, TraceSpec, Tracer, Trigger,
 };
+use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv;
 
@@ -232,10 +233,18 @@ impl Run {
             4 => IcmpKind::Other,
             _ => IcmpKind::TtlExceeded,
         };
-        let icmp = Some(IcmpError { router: router(input.byte()), kind, mtu: None, extensions_at: None });
+        let mut icmp = IcmpError { router: router(input.byte()), kind, mtu: None, extensions_at: None };
+        // High numbers of routers attach something: what they quote ends anywhere, and is a structure or not.
+        let mut received = quoted.to_vec();
+        if icmp.router > router(127) {
+            icmp.extensions_at = Some(input.byte().into());
+            let entries = input.take(8);
+            received.extend(IcmpExtensions::encode(&[(1, 1, entries), (2, input.byte(), entries)]));
+        }
+        let icmp = Some(icmp);
         let arrival = Arrival { flow, icmp, ..arrival(source(0), self.at) };
-        let _ = self.tracer.owns(quoted, &arrival);
-        self.tracer.received(quoted, &arrival);
+        let _ = self.tracer.owns(&received, &arrival);
+        self.tracer.received(&received, &arrival);
     }
 
     fn undecided(&self) -> usize {

@@ -8,6 +8,7 @@ use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
+use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
@@ -130,6 +131,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
                 [request, reply]
             })
             .collect(),
+        "decode_icmp_extensions" => extension_structures(),
         "decode_greeting" => {
             let keys = keys.derive(stream::PURPOSE);
             let refusal = Welcome { status: WelcomeStatus::Unlisted, ..WELCOME };
@@ -195,6 +197,23 @@ fn reverse_request(sequence: u32, ttl: u8, key: Option<&Key>) -> Vec<u8> {
     reverse.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));
     seal_extensions(&mut out, key);
     out
+}
+
+/// Structures with labels, with interfaces that have all fields, and with both beside an unknown object.
+fn extension_structures() -> Vec<Vec<u8>> {
+    let stack = [0x03, 0xe8, 0x40, 0x01, 0x05, 0xdc, 0xfb, 0xfe];
+    let v4 =
+        [&[0, 0, 2, 1, 0, 1, 0, 0, 192, 0, 2, 1, 16][..], b"GigabitEth0/1\0\0", &[0, 0, 5, 220]].concat();
+    let v6 = [&[0, 2, 0, 0, 0x20, 1, 0x0d, 0xb8][..], &[0; 11], &[7, 8], b"ge-0/0\0"].concat();
+    let longest = [[64].as_slice(), "ü".repeat(32).as_bytes().get(..63).unwrap_or_default()].concat();
+    [
+        &[(1, 1, &stack[..])][..],
+        &[(2, 0x0f, &v4), (2, 0xc6, &v6)],
+        &[(1, 1, &stack[4..]), (9, 9, &[1, 2, 3]), (2, 0x88, &[0, 0, 0, 7]), (2, 0x42, &longest)],
+        &[],
+    ]
+    .map(IcmpExtensions::encode)
+    .into()
 }
 
 /// A reply whose extension for the way back has all fields.
@@ -277,6 +296,9 @@ fn trace_events(flags: u8) -> Vec<u8> {
         }
         out.extend([9, 3, 0, 2, 1, 15, 1, 0]);
     }
+    // A router that attaches labels and an interface: to a quotation, and to one that is cut inside of it.
+    out.extend([7, 60, 0, 5, 200, 60, 3, 0xe8, 0x40, 1, 5, 0xdc, 0xfb, 0xfe, 0x0c]);
+    out.extend([7, 60, 0, 5, 200, 20, 3, 0xe8, 0x40, 1, 5, 0xdc, 0xfb, 0xfe, 0x02]);
     // Damaged bytes, a damaged extension, a truncated reply sealed again, and a reply that arrives twice.
     out.extend([3, 0, 0x81, 5, 0, 30, 7, 0, 3, 1, 0x84, 5, 2, 5, 2, 7, 20, 0, 3, 2, 0x98, 5, 0, 120, 0]);
     out.extend([3, 0, 0xa0, 5, 0, 6, 4, 0, 1, 2, 3, 4, 8, 3, 0, 9, 9, 9, 5, 1, 7, 0, 2, 5, 1, 7, 1, 8, 5, 2]);

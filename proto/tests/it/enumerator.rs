@@ -132,9 +132,10 @@ impl World {
         self.enumerator.sent(send.id, self.timestamp(), TimestampSource::Kernel);
         let flow = send.flow;
         match self.network.send(flow.into(), send.ttl, self.at, &mut self.random) {
-            Transit::Expired { router, quoted_bytes, at } => {
+            Transit::Expired { router, quoted_bytes, at, .. } => {
                 bytes.truncate(quoted_bytes);
-                let icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                let icmp =
+                    Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
                 self.arrives(at, flow, icmp, bytes);
             }
             Transit::Delivered { at, .. } => {
@@ -383,7 +384,12 @@ fn unreachable_destination_and_refused_probes_end_the_enumeration() {
 fn answers_that_belong_to_no_probe_are_counted_and_add_nothing() {
     let mut world = World::new(spec(2, 96, unlimited()), network(&[1, 1]));
     world.drive();
-    let icmp = Some(IcmpError { router: [10, 9, 9, 9].into(), kind: IcmpKind::TtlExceeded, mtu: None });
+    let icmp = Some(IcmpError {
+        router: [10, 9, 9, 9].into(),
+        kind: IcmpKind::TtlExceeded,
+        mtu: None,
+        extensions_at: None,
+    });
     for (flow, bytes) in [(95, vec![]), (0, vec![0; 44]), (0, vec![1; 5])] {
         let arrival = world.arrival(flow, icmp);
         assert!(!world.enumerator.owns(&bytes, &arrival));

@@ -10,9 +10,10 @@ use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, Times
 use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
 use pathmeter_proto::trace::{
-    DESTINATION, Direction, Finding, HopRouter, HopState, Route, RouteUpdate, Trace, TraceReport, TraceSpec,
-    Tracer, Trigger,
+    Answer, AnswerExtensions, DESTINATION, Direction, Finding, HopRouter, HopState, Route, RouteUpdate,
+    Trace, TraceReport, TraceSpec, Tracer, Trigger,
 };
+use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 
 use super::conservation::seeds;
 
@@ -68,13 +69,13 @@ fn cold_trace_of_a_chain_asks_each_hop_once_and_takes_two_round_trips() {
         let reports = world.run(Duration::from_secs(1));
         let [trace] = traces(&reports)[..] else { panic!("one trace") };
         assert_eq!(trace.routers, Some(routers));
-        let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].0).collect();
+        let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].router).collect();
         let expected: Vec<_> = world.forward.route(0).into_iter().flatten().collect();
         assert_eq!(found, expected);
         assert!(trace.hops.iter().all(|hop| hop.sent == 1));
         let rtt = Duration::from_millis(20);
         assert!(trace.duration <= rtt + rtt.mul_f64(1.1) + Duration::from_millis(5), "{:?}", trace.duration);
-        let rtts = trace.hops.iter().map(|hop| hop.answers[0].1);
+        let rtts = trace.hops.iter().map(|hop| hop.answers[0].rtt);
         assert!(rtts.eq((1..=u64::from(routers)).map(|hop| Duration::from_nanos(2 * hop * delay))));
     }
 }
@@ -122,7 +123,7 @@ fn every_answer_of_a_trace_is_a_router_of_the_true_route() {
             }
             for hop in &trace.hops {
                 let index = usize::from(hop.ttl) - 1;
-                for (router, _) in &hop.answers {
+                for Answer { router, .. } in &hop.answers {
                     let segment = &world.forward.segments[index].routers;
                     let is_known = match truth[index] {
                         Some(known) => known == *router,
@@ -408,12 +409,12 @@ fn way_back_is_traced_without_being_taken_for_the_way_there() {
         let [forward] = traces(&reports)[..] else { panic!("one trace") };
         let [reverse] = traces(world.reverse_reports())[..] else { panic!("one trace back") };
         for (trace, network) in [(forward, &world.forward), (reverse, &world.reverse)] {
-            let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].0).collect();
+            let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].router).collect();
             let expected: Vec<_> = network.route(0).into_iter().flatten().collect();
             assert_eq!((found, trace.routers), (expected, u8::try_from(network.segments.len()).ok()));
             assert!(trace.hops.iter().all(|hop| hop.sent == 1));
         }
-        let rtts = reverse.hops.iter().map(|hop| hop.answers[0].1);
+        let rtts = reverse.hops.iter().map(|hop| hop.answers[0].rtt);
         assert!(rtts.eq((1..=u64::from(back)).map(|hop| Duration::from_nanos(4 * hop * MS))), "{reverse:?}");
     }
 }
@@ -436,7 +437,7 @@ fn every_answer_on_the_way_back_is_a_router_of_it() {
             assert_eq!(trace.routers.map(usize::from), Some(truth.len()), "SIM_SEED={seed}");
             for (hop, known) in trace.hops.iter().zip(&truth) {
                 let segment = &world.reverse.segments[usize::from(hop.ttl) - 1].routers;
-                for (router, _) in &hop.answers {
+                for Answer { router, .. } in &hop.answers {
                     let is_known = match known {
                         Some(known) => known == router,
                         None => segment.iter().any(|known| known.address == *router),
@@ -495,7 +496,8 @@ fn changed_way_back_is_reported_within_an_interval_and_the_way_there_is_not() {
         else {
             panic!("SIM_SEED={seed}: {:?}", route_events(world.reverse_reports()))
         };
-        // An interval, the jitter, and sixteen confirmations, of which the responder sends four in five seconds.
+        // An interval, the jitter, and sixteen confirmations, of which the responder sends four in five
+        // seconds.
         let within = Duration::from_secs(33 + 20);
         assert!(first - Duration::from_secs(100) < within, "SIM_SEED={seed}: {first:?}");
         assert!(second - Duration::from_secs(200) < within, "SIM_SEED={seed}: {second:?}");
@@ -639,4 +641,91 @@ fn target_that_is_down_for_an_hour_is_traced_all_the_time() {
     let mut world = TraceWorld::new(tracer, network, 1);
     let reports = world.run(Duration::from_secs(3_600));
     assert_eq!(traces(&reports).len(), 16 * 120, "one for each flow and interval");
+}
+
+fn label(label: u32, is_bottom: bool) -> MplsLabel {
+    MplsLabel { label, traffic_class: 0, is_bottom, ttl: 1 }
+}
+
+/// An extension structure with a label stack and the incoming interface 513.
+fn labels(stack: &[MplsLabel]) -> Vec<u8> {
+    let entries: Vec<u8> = stack.iter().flat_map(|label| label.to_bytes()).collect();
+    IcmpExtensions::encode(&[(1, 1, &entries), (2, 8, &[0, 0, 2, 1])])
+}
+
+fn extensions_of(trace: &Trace, ttl: usize) -> Vec<Option<&AnswerExtensions>> {
+    trace.hops[ttl - 1].answers.iter().map(|answer| answer.extensions.as_deref()).collect()
+}
+
+#[test]
+fn labels_are_those_of_the_router_that_attached_them() {
+    let stack = [label(16_004, false), label(24_015, true)];
+    let mut network = RouterNetwork::chain(4, MS);
+    network.segments[1].routers[0].extensions = labels(&stack);
+    let mut damaged = labels(&stack);
+    damaged[9] ^= 1;
+    network.segments[2].routers[0].extensions = damaged;
+    let mut world = world(3, network);
+    let reports = world.run(Duration::from_secs(1));
+    let [trace] = traces(&reports)[..] else { panic!("one trace") };
+    let [Some(found)] = extensions_of(trace, 2)[..] else { panic!("{trace:?}") };
+    assert_eq!(found.labels, stack);
+    assert_eq!(found.interfaces.iter().filter_map(|found| found.index).collect::<Vec<_>>(), [513]);
+    for ttl in [1, 3, 4] {
+        assert_eq!(extensions_of(trace, ttl), [None], "hop {ttl}");
+    }
+    let known = trace.hops[1].responder.as_ref().unwrap();
+    assert_eq!(known.extensions.as_deref(), Some(found));
+}
+
+#[test]
+fn changed_label_is_no_changed_route() {
+    let mut network = RouterNetwork::chain(4, MS);
+    network.segments[1].routers[0].extensions = labels(&[label(16_004, true)]);
+    let mut world = world(3, network.clone());
+    network.segments[1].routers[0].extensions = labels(&[label(16_005, true)]);
+    world.changes.insert(100_000 * MS, network);
+    let reports = world.run(Duration::from_secs(300));
+    assert_eq!(route_events(&reports), []);
+    let traces = traces(&reports);
+    let id = traces[0].route;
+    assert!(id.is_some() && traces.iter().all(|trace| trace.route == id));
+    let of = |trace: &Trace| extensions_of(trace, 2)[0].unwrap().labels[0].label;
+    assert_eq!([traces[0], traces[traces.len() - 1]].map(of), [16_004, 16_005]);
+}
+
+/// Labels are shown also if the router quotes only the UDP header, which it pads with zeros.
+#[test]
+fn padding_is_no_quotation() {
+    let mut network = RouterNetwork::chain(3, MS);
+    let router = &mut network.segments[1].routers[0];
+    (router.extensions, router.quoted_bytes) = (labels(&[label(16_004, true)]), 520);
+    let mut world = world(3, network.clone());
+    network.segments[1].routers[0].quoted_bytes = 0;
+    world.changes.insert(10_000 * MS, network);
+    let reports = world.run(Duration::from_secs(100));
+    assert!(!reports.iter().any(|(_, report)| *report == TraceReport::Unmatched));
+    let traces = traces(&reports);
+    assert!(traces.len() > 3);
+    for trace in traces {
+        assert!(matches!(extensions_of(trace, 2)[..], [Some(_)]), "{trace:?}");
+    }
+}
+
+/// The responder passes on addresses and RTTs only.
+#[test]
+fn way_back_has_no_labels() {
+    let spec = TraceSpec { traces_reverse: true, ..spec(3, 1, unlimited()) };
+    let mut network = RouterNetwork::chain(3, MS);
+    network.segments.iter_mut().for_each(|segment| {
+        segment.routers[0].extensions = labels(&[label(16_004, true)]);
+    });
+    let mut world = TraceWorld::new(Tracer::new(spec, TraceWorld::start()), network.clone(), 3);
+    world.reverse = network;
+    world.run(Duration::from_secs(5));
+    let trace = traces(world.reverse_reports())[0].clone();
+    assert_eq!(trace.hops.len(), 3);
+    for ttl in 1..=3 {
+        assert_eq!(extensions_of(&trace, ttl), [None], "hop {ttl}");
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) struct NodeAgent<'a>(pathmeter_lab::AgentProcess<'a>);
 /// HTTP address, on the node's loopback interface: these requests do not cross a wire.
 const HTTP_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
 
 /// The key of all agents with authentication.
 const KEY: &str = "a key for the lab: 0123456789abcdef";

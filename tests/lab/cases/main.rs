@@ -176,6 +176,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
         trial("trace_limited", trace::limited),
+        trial("trace_labels", trace::labels),
         repeatable("trace_lossy_flow", trace::lossy_flow),
         trial("websocket_admission", websocket::admission),
     ]

@@ -1,13 +1,14 @@
-//! Traces through routers of the kernel.
+//! Traces through routers of the kernel, and through routers that attach something to their answers.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pathmeter_lab::{Net, NetPlan, eventually};
+use pathmeter_lab::{Net, NetPlan, WireRouter, eventually};
 use pathmeter_proto::sim::{Link, Loss};
+use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 use serde_json::{Value, json};
 
-use crate::agent::NodeAgent;
+use crate::agent::{NodeAgent, PROGRAM};
 use crate::testbed::Inconclusive;
 
 const ROUTERS: usize = 8;
@@ -52,6 +53,17 @@ fn first_trace(agent: &NodeAgent<'_>, direction: &str) -> Value {
         let flows = flows(agent);
         let trace = &flows.first()?[direction]["trace"];
         trace["reached"].as_bool()?.then(|| trace.clone())
+    })
+}
+
+/// A trace of the first flow in one direction in which every router is known.
+fn whole_trace(agent: &NodeAgent<'_>, direction: &str, routers: usize) -> Value {
+    eventually("a trace with every router", || {
+        let flows = flows(agent);
+        let trace = &flows.first()?[direction]["trace"];
+        let hops = trace["hops"].as_array()?;
+        let is_known = |hop: &Value| hop["responders"].as_array().is_some_and(|found| !found.is_empty());
+        (hops.len() == routers && hops.iter().all(is_known)).then(|| trace.clone())
     })
 }
 
@@ -224,4 +236,132 @@ pub(crate) fn lossy_flow() -> Result<(), Inconclusive> {
     assert_eq!(events().len(), 1, "{:?}", events());
     drop(b);
     Ok(())
+}
+
+/// An extension structure with one label, with which the datagram arrived with TTL 1.
+fn one_label(label: u32) -> Vec<u8> {
+    let entry = MplsLabel { label, traffic_class: 0, is_bottom: true, ttl: 1 }.to_bytes();
+    IcmpExtensions::encode(&[(1, 1, &entry)])
+}
+
+/// Routers that attach labels and interfaces, correctly and not.
+fn label_routers() -> Vec<WireRouter> {
+    let stack = [
+        MplsLabel { label: 16_004, traffic_class: 5, is_bottom: false, ttl: 1 },
+        MplsLabel { label: 24_015, traffic_class: 0, is_bottom: true, ttl: 254 },
+    ];
+    let stack: Vec<u8> = stack.iter().flat_map(|label| label.to_bytes()).collect();
+    // Index 513, 192.0.2.1, a name with an escape character, MTU 1500; then the next hop.
+    let incoming =
+        [&[0, 0, 2, 1, 0, 1, 0, 0, 192, 0, 2, 1, 12][..], b"ge-0/\x1b0\0\0\0\0", &[0, 0, 5, 220]].concat();
+    let next_hop = [&[0, 2, 0, 0, 0x20, 1, 0x0d, 0xb8][..], &[0; 11], &[7]].concat();
+    let all =
+        IcmpExtensions::encode(&[(1, 1, &stack), (2, 0x0f, &incoming), (7, 7, &[1]), (2, 0xc4, &next_hop)]);
+    let mut damaged = one_label(3);
+    damaged[9] ^= 1;
+    let mut truncated = one_label(4);
+    truncated.truncate(9);
+    let unannounced = |number, padded_bytes| WireRouter {
+        has_length: false,
+        padded_bytes,
+        // Shorter than every request, so that only the padding decides the length of the quotation.
+        quoted_payload_bytes: 16,
+        ..WireRouter::extended(number, one_label(number.into()))
+    };
+    vec![
+        WireRouter::extended(1, all),
+        WireRouter { quoted_payload_bytes: 16, ..WireRouter::extended(2, one_label(2)) },
+        WireRouter::extended(3, damaged),
+        WireRouter::extended(4, truncated),
+        unannounced(5, 128),
+        unannounced(6, 132),
+        WireRouter::plain(7),
+    ]
+}
+
+/// What routers attach to their answers is shown, over both families, if it is valid. On the way back there
+/// is nothing. Other labels are no other route.
+pub(crate) fn labels() {
+    for is_v4 in [true, false] {
+        let net = NetPlan::pair().build(7);
+        let wire = net.wire("a", "b");
+        let routers = label_routers();
+        wire.set_routers(routers.clone());
+        let [a_address, b_address] = ["a", "b"].map(|name| if is_v4 { net.v4(name) } else { net.v6(name) });
+        let b = start(&net, "b", ("a", a_address), 1);
+        let a = start(&net, "a", ("b", b_address), 1);
+        let trace = whole_trace(&a, "forward", routers.len());
+        let responder = |trace: &Value, hop: usize| trace["hops"][hop - 1]["responders"][0].clone();
+        for (index, router) in routers.iter().enumerate() {
+            assert_eq!(responder(&trace, index + 1)["address"], json!(router.address(is_v4)), "{trace}");
+        }
+        let label = |label: u32| json!({"label": label, "traffic_class": 0, "is_bottom": true, "ttl": 1});
+        let stack = json!([
+            {"label": 16_004, "traffic_class": 5, "is_bottom": false, "ttl": 1},
+            {"label": 24_015, "traffic_class": 0, "is_bottom": true, "ttl": 254},
+        ]);
+        let interfaces = json!([
+            {"role": "incoming", "index": 513, "address": "192.0.2.1", "name": "ge-0/\u{fffd}0", "mtu_bytes": 1_500},
+            {"role": "next_hop", "index": null, "address": "2001:db8::7", "name": null, "mtu_bytes": null},
+        ]);
+        let attached = |trace: &Value, hop: usize| {
+            let responder = responder(trace, hop);
+            (responder["mpls"].clone(), responder["interfaces"].clone())
+        };
+        assert_eq!(attached(&trace, 1), (stack, interfaces), "{trace}");
+        assert_eq!(
+            attached(&trace, 2),
+            (json!([label(2)]), json!([])),
+            "a short quotation is padded\n{trace}"
+        );
+        assert_eq!(attached(&trace, 5), (json!([label(5)]), json!([])), "after 128 bytes\n{trace}");
+        // A wrong checksum, a truncated structure, one after 132 bytes, and none.
+        for hop in [3, 4, 6, 7] {
+            assert_eq!(attached(&trace, hop), (json!([]), json!([])), "hop {hop}\n{trace}");
+        }
+        let back = whole_trace(&a, "reverse", routers.len());
+        for hop in 1..=routers.len() {
+            assert_eq!(attached(&back, hop), (json!([]), json!([])), "hop {hop}\n{back}");
+        }
+        let expected = [
+            format!(
+                "{} [MPLS: L=16004 E=5 S=0 T=1 / L=24015 E=0 S=1 T=254] \
+                     [incoming: ge-0/\u{fffd}0 192.0.2.1 index=513 mtu=1500] [next-hop: 2001:db8::7]",
+                routers[0].address(is_v4)
+            ),
+            format!("{} [MPLS: L=2 E=0 S=1 T=1]", routers[1].address(is_v4)),
+        ];
+        // An answer may come later than the command waits for it.
+        eventually("the table", || table_of(&net, b_address).starts_with(&expected).then_some(()));
+        for agent in [&a, &b] {
+            let page =
+                agent.page_when("a trace", |page| page.has("pathmeter_trace_traces_total", &["forward"]));
+            for name in ["pathmeter_trace_unmatched_total", "pathmeter_echo_mismatched_total"] {
+                assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+            }
+        }
+        // The second router answers with another label, and quotes only the UDP header, which it pads.
+        let mut changed = routers.clone();
+        (changed[1].extensions, changed[1].quoted_payload_bytes) = (one_label(1_000), 0);
+        wire.set_routers(changed);
+        let page = a.page_when("the other label", |_| {
+            let trace = &flows(&a)[0]["forward"]["trace"];
+            attached(trace, 2).0 == json!([label(1_000)])
+        });
+        for name in ["pathmeter_accounting_errors_total", "pathmeter_trace_route_changes_total"] {
+            assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+        }
+        drop(b);
+    }
+}
+
+/// What follows the RTT in each line of the table of `pathmeter probe trace` from `a` to `target`.
+fn table_of(net: &Net, target: IpAddr) -> Vec<String> {
+    let host = if target.is_ipv4() { target.to_string() } else { format!("[{target}]") };
+    let output = net.node("a").command(PROGRAM).args(["probe", "trace", "-n", &host]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(" ms  "));
+    let found: Vec<String> = lines.map(|(_, rest)| rest.to_owned()).collect();
+    assert!(!found.is_empty(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    found
 }

@@ -53,16 +53,16 @@ pub struct TcpSegment {
 pub const UDP: u8 = 17;
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
-const ICMP: u8 = 1;
-const ICMP_V6: u8 = 58;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMP_V6: u8 = 58;
 
 /// The SYN flag.
 const SYN: u8 = 2;
 
 /// Length of an Ethernet header in bytes.
-const ETHERNET: usize = 14;
+pub(crate) const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
 
 impl Datagram {
     /// Parses the datagram in a frame; `None` if it is not IP unicast, or is truncated.
@@ -249,6 +249,16 @@ fn changed(checksum: u16, old: [u8; 2], new: [u8; 2]) -> u16 {
     !u16::from_be_bytes([high, low])
 }
 
+/// The Internet checksum of bytes whose checksum field is zero (RFC 1071).
+pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
+    let word = |word: &[u8]| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0));
+    let mut sum: u64 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("it was folded")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,14 +266,7 @@ mod tests {
     const PAYLOAD: &[u8] = b"what is carried";
 
     fn sum(bytes: impl IntoIterator<Item = u8>) -> u16 {
-        let bytes: Vec<u8> = bytes.into_iter().collect();
-        let words =
-            bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0)));
-        let mut sum: u64 = words.sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !u16::try_from(sum).unwrap()
+        internet_checksum(&bytes.into_iter().collect::<Vec<u8>>())
     }
 
     /// The sum over everything that the UDP checksum covers; zero when the checksum is correct.

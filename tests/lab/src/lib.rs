@@ -29,6 +29,7 @@ pub mod truth;
 mod wait;
 mod web;
 mod wire;
+mod wire_router;
 
 pub use agent::{AgentProcess, CONFIG, LOG, SendRequest, clear_environment};
 pub use namespace::Namespace;
@@ -39,3 +40,4 @@ pub use program::{CpuLoad, Program};
 pub use wait::{DEADLINE, eventually};
 pub use web::{Response, get, request};
 pub use wire::{DatagramHead, DeliveredCopy, LogEntry, Wire, WireDirection};
+pub use wire_router::WireRouter;

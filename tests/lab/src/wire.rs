@@ -26,6 +26,7 @@ use pathmeter_proto::sim::{Corruption, Delivery, Dropped, Link, Packet, Random};
 use crate::frame::{Datagram, UDP};
 use crate::namespace::Namespace;
 use crate::offload;
+use crate::wire_router::WireRouter;
 
 /// Direction of a datagram on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +35,15 @@ pub enum WireDirection {
     Forward,
     /// From the second end to the first.
     Reverse,
+}
+
+impl WireDirection {
+    fn opposite(self) -> Self {
+        match self {
+            Self::Forward => Self::Reverse,
+            Self::Reverse => Self::Forward,
+        }
+    }
 }
 
 /// The log entry of one datagram. Times are CLOCK_REALTIME, in nanoseconds.
@@ -93,6 +103,8 @@ struct State {
     links: [Link; 2],
     /// One generator per direction: traffic in one direction does not affect the outcomes in the other.
     random: [Random; 2],
+    /// Routers inside, in forward direction.
+    routers: Vec<WireRouter>,
     log: Vec<LogEntry>,
     /// UDP datagrams and ICMP echoes that entered, by direction.
     entered: [usize; 2],
@@ -110,6 +122,7 @@ impl Wire {
         let state = State {
             links: [Link::perfect(0), Link::perfect(0)],
             random: [Random::new(seed), Random::new(!seed)],
+            routers: Vec::new(),
             log: Vec::new(),
             entered: [0; 2],
             missed: 0,
@@ -131,6 +144,12 @@ impl Wire {
         let mut state = self.shared.state.lock().unwrap();
         state.links[0].replace_with(forward);
         state.links[1].replace_with(reverse);
+    }
+
+    /// Puts routers into the wire, in forward direction, from the next datagram on. They answer UDP datagrams
+    /// whose TTL ends there, which are not logged.
+    pub fn set_routers(&self, routers: Vec<WireRouter>) {
+        self.shared.state.lock().unwrap().routers = routers;
     }
 
     /// The number of UDP datagrams and ICMP echoes that entered so far in one direction.
@@ -234,9 +253,19 @@ impl Forwarder {
         for (to, from) in head.payload.iter_mut().zip(datagram.payload(frame)) {
             *to = *from;
         }
-        let packet = Packet { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
         let mut state = self.shared.state.lock().unwrap();
-        let State { links, random, log, entered, .. } = &mut *state;
+        let State { links, random, routers, log, entered, .. } = &mut *state;
+        let mut passed = datagram.ttl;
+        if datagram.protocol == UDP && !routers.is_empty() {
+            if let Some(router) = expires_at(routers, direction, datagram.ttl) {
+                let (direction, frame) = (direction.opposite(), router.time_exceeded(frame, &datagram));
+                let answer = QueuedFrame { due: at, number: number(), direction, entry: None, frame };
+                self.queue.push(Reverse(answer));
+                return;
+            }
+            passed -= u8::try_from(routers.len()).expect("the TTL has not ended");
+        }
+        let packet = Packet { bytes: datagram.bytes, tos: datagram.tos, ttl: passed };
         entered[direction as usize] += usize::from(datagram.protocol == UDP || datagram.echo.is_some());
         let outcome = links[direction as usize].pass(&mut random[direction as usize], at, packet);
         let entry = log.len();
@@ -281,6 +310,15 @@ impl Forwarder {
                 exit.delivered_at = Some((before, after));
             }
         }
+    }
+}
+
+/// The router at which this TTL ends; `None` if it suffices for all.
+fn expires_at(routers: &[WireRouter], direction: WireDirection, ttl: u8) -> Option<&WireRouter> {
+    let index = usize::from(ttl.max(1)) - 1;
+    match direction {
+        WireDirection::Forward => routers.get(index),
+        WireDirection::Reverse => routers.iter().rev().nth(index),
     }
 }
 
