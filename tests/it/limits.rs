@@ -167,6 +167,11 @@ const MEASURING: &[Row] = &[
         "it ends, and says so",
     ),
     (
+        "MPLS labels and interfaces of one answer of a router",
+        &["proto/src/trace/extensions.rs:LABELS_MAX", "proto/src/trace/extensions.rs:INTERFACES_MAX"],
+        "left out",
+    ),
+    (
         "events from a loop to the daemon",
         &["src/loops/mod.rs:EVENTS_PENDING_MAX"],
         "dropped: `pathmeter_events_dropped_total`; counters are not affected",
