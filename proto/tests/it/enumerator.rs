@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::StampResponder;
+use pathmeter_proto::echo::{Profile, Quirks, StampResponder};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, IcmpError, IcmpKind, Machine as _, NotSent, Now, Send, SendId, Step, TimestampSource,
@@ -271,6 +271,18 @@ fn all_equal_cost_paths_are_found_in_both_modes_and_whatever_routers_quote() {
             // A round trip each, for hops that are 2 to 10 ms away.
             assert!(enumerated.duration < Duration::from_secs(1), "{:?}", enumerated.duration);
         }
+    }
+}
+
+#[test]
+fn third_party_reflectors_are_recognised_as_the_destination() {
+    for profile in [Profile::Detect, Profile::Stamp, Profile::Plain, Profile::TwampLight] {
+        let quirks = Some(Quirks { profile, ..Quirks::default() });
+        let spec = TraceSpec { quirks, ..spec(7, 96, unlimited()) };
+        let (enumerated, counts) = World::new(spec, network(&[1, 2])).run();
+        assert_eq!(completeness(&enumerated), [Completeness::Complete; 3], "{profile:?}");
+        assert_eq!(enumerated.paths.end, EnumerationEnd::Destination, "{profile:?}");
+        assert_eq!((counts.unanswered, counts.unmatched), (0, 0), "{profile:?}");
     }
 }
 

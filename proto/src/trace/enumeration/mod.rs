@@ -107,11 +107,12 @@ impl Enumeration {
     /// An enumeration ends after so many probes that this host refused to send.
     pub const NOT_SENT_MAX: u32 = 32;
 
-    /// An enumeration with `flows` flows, at least 1, and TTLs up to `hops_max`, at least 1.
+    /// An enumeration with `flows` flows, from 1 to [`Self::FLOWS_MAX`], and TTLs up to `hops_max`, at least
+    /// 1.
     #[must_use]
     pub fn new(flows: u8, hops_max: u8) -> Self {
         Self {
-            flows: flows.max(1),
+            flows: flows.clamp(1, Self::FLOWS_MAX),
             hops_max: hops_max.max(1),
             hops: Vec::new(),
             unsettled: 1,

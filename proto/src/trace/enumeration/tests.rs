@@ -495,6 +495,13 @@ fn hop_behind_sixteen_routers_is_known_as_far_as_the_flows_suffice() {
 }
 
 #[test]
+fn flows_beyond_the_limit_are_not_used() {
+    let mut network = Network::diamond(4, 1, 16);
+    let paths = enumerate(Enumeration::new(148, 30), &mut network);
+    assert_eq!(paths.flows, Enumeration::FLOWS_MAX);
+}
+
+#[test]
 fn enumeration_ends_at_the_limit_of_probes() {
     let mut network = Network::new(1);
     let mut last = vec![0];
@@ -530,7 +537,7 @@ fn arbitrary_outcomes_end_within_the_limits_and_add_no_router() {
     for seed in seeds(2_000) {
         let mut random = Random(seed << 32);
         let mut byte = |most: u64| u8::try_from(random.between(0, most)).unwrap();
-        let (flows, hops_max, routers) = (byte(100), byte(20), 1 + byte(40));
+        let (flows, hops_max, routers) = (byte(130), byte(20), 1 + byte(40));
         let [silent, refused, withdrawn, destination, late] = [0; 5].map(|_| byte(30));
         let reached = |byte: &mut dyn FnMut(u64) -> u8| match byte(99) < destination {
             true => Reached::Destination,
