@@ -10,21 +10,23 @@ use crate::time::Timestamp;
 /// The progress of one trace of one flow.
 ///
 /// Where the number of routers is known, it sends one probe for each and one to the destination. Otherwise it
-/// first asks the destination, whose reply carries the TTL on arrival. If there is no reply it sends waves of
-/// [`WAVE`] hops without waiting for their answers. It is complete when every probe was answered or has
-/// waited for [`answer_timeout`].
+/// first asks the destination, whose reply carries the TTL on arrival, or if replies do not carry it, searches
+/// for the smallest TTL that reaches the destination. Without a reply, and to search, it sends waves of
+/// [`WAVE`] hops without waiting for their answers, or one hop after the other. It is complete when every
+/// probe was answered or has waited for [`answer_timeout`].
 #[derive(Debug)]
 pub(super) struct Burst {
     pub(super) trigger: Trigger,
     pub(super) began: Timestamp,
+    method: BurstMethod,
     stage: Stage,
+    /// The smallest TTL with which a probe has reached the destination, if that is searched for.
+    nearest: Option<u8>,
     to_send: VecDeque<u8>,
     send_at: Timestamp,
     probes: Vec<BurstProbe>,
     /// RTT of the destination, from earlier measurements.
     known_rtt: Option<Duration>,
-    /// Number of round trips until the answer to a probe is known.
-    round_trips: u32,
     hops_max: u8,
     seed: u64,
 }
@@ -38,6 +40,23 @@ pub(super) struct BurstProbe {
     /// When it was passed to the driver, and later when it left the host.
     pub(super) sent_at: Timestamp,
     pub(super) answer: Option<Answer>,
+    /// Whether the destination answered.
+    pub(super) is_reached: bool,
+}
+
+/// How the probes of a burst are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BurstMethod {
+    /// Replies of the destination carry the TTL on arrival.
+    Reported {
+        /// Number of round trips until the answer to a probe is known.
+        round_trips: u32,
+    },
+    /// The number of routers is searched for.
+    Searched {
+        /// Whether only one probe is in flight.
+        is_serial: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +92,10 @@ const WAVE: u8 = 8;
 /// Time between two waves.
 const WAVE_SPACING: Duration = Duration::from_millis(30);
 
+/// Hops without an answer after which a search that sends one probe at a time ends. Chosen: 8, so that a
+/// destination that is down takes two seconds.
+const GAP_MAX: u8 = 8;
+
 /// Time to wait for an answer if no RTT is known.
 const TIMEOUT_UNKNOWN: Duration = Duration::from_millis(250);
 
@@ -91,19 +114,24 @@ impl Burst {
         now: Timestamp,
         routers: Option<u8>,
         known_rtt: Option<Duration>,
-        round_trips: u32,
+        method: BurstMethod,
         hops_max: u8,
         seed: u64,
     ) -> Self {
+        let (stage, to_send) = match method {
+            BurstMethod::Reported { .. } => (Stage::Distance, VecDeque::from([DESTINATION])),
+            BurstMethod::Searched { .. } => (Stage::Waves { sent_to: 0, next_at: now }, VecDeque::new()),
+        };
         let mut burst = Self {
             trigger,
             began: now,
-            stage: Stage::Distance,
-            to_send: VecDeque::from([DESTINATION]),
+            method,
+            stage,
+            nearest: None,
+            to_send,
             send_at: now,
             probes: Vec::new(),
             known_rtt,
-            round_trips,
             hops_max,
             seed,
         };
@@ -120,20 +148,46 @@ impl Burst {
             Stage::Hops(known) => known,
             Stage::Waves { sent_to, .. } => sent_to,
         };
-        let last = routers.min(self.hops_max);
+        let to_destination = match self.method {
+            BurstMethod::Reported { .. } => 0,
+            // Its probes are limited too.
+            BurstMethod::Searched { .. } => 1,
+        };
+        let last = routers.saturating_add(to_destination).min(self.hops_max);
         let mut ttls: Vec<u8> = (known.saturating_add(1)..=last).collect();
-        // Random order: a router that limits its answers by time does not always miss the same traces.
-        ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
+        if self.method != (BurstMethod::Searched { is_serial: true }) {
+            // Random order: a router that limits its answers by time does not always miss the same traces.
+            ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
+        }
         self.to_send.extend(ttls);
         self.to_send.retain(|ttl| *ttl == DESTINATION || *ttl <= last);
         self.stage = Stage::Hops(routers);
     }
 
+    /// A probe with this TTL reached the destination. Only if that is searched for.
+    pub(super) fn reached(&mut self, ttl: u8) {
+        if self.nearest.is_none_or(|nearest| ttl < nearest) {
+            self.nearest = Some(ttl);
+            self.to_send.retain(|queued| *queued < ttl);
+            self.stage = Stage::Hops(ttl.saturating_sub(1));
+        }
+    }
+
+    /// A router answered a probe with this TTL. Only if the destination is searched for: it is farther away.
+    pub(super) fn passed(&mut self, ttl: u8, now: Timestamp) {
+        if let (Stage::Hops(routers), None) = (self.stage, self.nearest)
+            && ttl > routers
+        {
+            self.stage = Stage::Waves { sent_to: ttl, next_at: now };
+        }
+    }
+
     /// The number of routers, if known.
     pub(super) fn routers(&self) -> Option<u8> {
-        match self.stage {
-            Stage::Hops(routers) => Some(routers),
-            Stage::Distance | Stage::Waves { .. } => None,
+        match (self.method, self.stage) {
+            (BurstMethod::Searched { .. }, _) => self.nearest.map(|ttl| ttl.saturating_sub(1)),
+            (BurstMethod::Reported { .. }, Stage::Hops(routers)) => Some(routers),
+            (BurstMethod::Reported { .. }, Stage::Distance | Stage::Waves { .. }) => None,
         }
     }
 
@@ -157,7 +211,34 @@ impl Burst {
 
     fn timeout(&self) -> Duration {
         let longest = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).max();
-        answer_timeout(longest.max(self.known_rtt)) * self.round_trips
+        let round_trips = match self.method {
+            BurstMethod::Reported { round_trips } => round_trips,
+            BurstMethod::Searched { .. } => 1,
+        };
+        answer_timeout(longest.max(self.known_rtt)) * round_trips
+    }
+
+    /// When the last of the probes that wait for an answer has waited long enough; `None`: none waits.
+    fn waits_until(&self, drained: Timestamp) -> Option<Timestamp> {
+        let timeout = self.timeout();
+        let waiting = self.probes.iter().filter(|probe| probe.answer.is_none());
+        waiting.map(|probe| probe.sent_at + timeout).filter(|until| *until > drained).max()
+    }
+
+    /// The largest TTL at which something answered; 0: none.
+    fn last_answered(&self) -> u8 {
+        let answered = self.probes.iter().filter(|probe| probe.answer.is_some());
+        answered.map(|probe| probe.ttl).max().unwrap_or(0)
+    }
+
+    /// Number of hops in the next wave after this TTL.
+    fn wave_after(&self, sent_to: u8) -> u8 {
+        match self.method {
+            BurstMethod::Reported { .. } | BurstMethod::Searched { is_serial: false } => WAVE,
+            BurstMethod::Searched { is_serial: true } => {
+                u8::from(sent_to.saturating_sub(self.last_answered()) < GAP_MAX)
+            }
+        }
     }
 
     pub(super) fn step(&mut self, now: Timestamp, drained: Timestamp) -> BurstStep {
@@ -166,13 +247,27 @@ impl Burst {
         {
             self.stage = Stage::Waves { sent_to: 0, next_at: now };
         }
+        let waits_until = self.waits_until(drained);
+        if let (BurstMethod::Searched { is_serial: true }, Some(until)) = (self.method, waits_until) {
+            return BurstStep::Wait(until);
+        }
+        if let (BurstMethod::Searched { .. }, Stage::Hops(routers)) = (self.method, self.stage)
+            && self.nearest.is_none()
+            && self.to_send.is_empty()
+            && waits_until.is_none()
+        {
+            // The destination may be farther away, behind a router that does not answer.
+            self.stage = Stage::Waves { sent_to: routers.saturating_add(1), next_at: now };
+        }
         if let Stage::Waves { sent_to, next_at } = self.stage
             && self.to_send.is_empty()
             && next_at <= now
         {
-            let last = sent_to.saturating_add(WAVE).min(self.hops_max);
+            let last = sent_to.saturating_add(self.wave_after(sent_to)).min(self.hops_max);
             self.to_send.extend(sent_to + 1..=last);
-            self.stage = Stage::Waves { sent_to: last, next_at: now + WAVE_SPACING };
+            let is_serial = self.method == BurstMethod::Searched { is_serial: true };
+            let next_at = if is_serial { now } else { now + WAVE_SPACING };
+            self.stage = Stage::Waves { sent_to: last, next_at };
         }
         if let Some(ttl) = self.to_send.front().copied() {
             if self.send_at > now {
@@ -182,15 +277,14 @@ impl Burst {
             self.send_at = self.send_at.max(now - SPACING) + SPACING;
             return BurstStep::Send(ttl);
         }
-        let timeout = self.timeout();
-        let waiting = self.probes.iter().filter(|probe| probe.answer.is_none());
-        let last = waiting.map(|probe| probe.sent_at + timeout).filter(|until| *until > drained).max();
         let next = match self.stage {
             Stage::Distance => Some(self.began + DISTANCE_TIMEOUT),
-            Stage::Waves { sent_to, next_at } if sent_to < self.hops_max => Some(next_at),
+            Stage::Waves { sent_to, next_at } if sent_to < self.hops_max && self.wave_after(sent_to) > 0 => {
+                Some(next_at)
+            }
             Stage::Hops(_) | Stage::Waves { .. } => None,
         };
-        next.or(last).map_or(BurstStep::Complete, BurstStep::Wait)
+        next.or(waits_until).map_or(BurstStep::Complete, BurstStep::Wait)
     }
 }
 
@@ -204,8 +298,14 @@ mod tests {
 
     const MS: u64 = 1_000;
 
+    const REPORTED: BurstMethod = BurstMethod::Reported { round_trips: 1 };
+
+    const PARALLEL: BurstMethod = BurstMethod::Searched { is_serial: false };
+
+    const SERIAL: BurstMethod = BurstMethod::Searched { is_serial: true };
+
     fn burst(routers: Option<u8>, known_rtt: Option<Duration>, hops_max: u8) -> Burst {
-        Burst::new(Trigger::Start, at(0), routers, known_rtt, 1, hops_max, 7)
+        Burst::new(Trigger::Start, at(0), routers, known_rtt, REPORTED, hops_max, 7)
     }
 
     /// Steps the burst from one time until another: its probes with their times in microseconds, and what it
@@ -216,7 +316,13 @@ mod tests {
             match burst.step(time, time) {
                 BurstStep::Send(ttl) => {
                     let sequence = u64::try_from(burst.probes().len()).unwrap();
-                    burst.queued(BurstProbe { sequence, ttl, sent_at: time, answer: None });
+                    burst.queued(BurstProbe {
+                        sequence,
+                        ttl,
+                        sent_at: time,
+                        answer: None,
+                        is_reached: false,
+                    });
                     sent.push((ttl, u64::try_from(time.since(at(0)).as_micros()).unwrap()));
                 }
                 BurstStep::Wait(next) if next <= at(until) => {
@@ -267,7 +373,7 @@ mod tests {
     #[test]
     fn hops_are_probed_in_an_order_that_depends_on_the_seed() {
         for seed in 0..64 {
-            let mut burst = Burst::new(Trigger::Start, at(0), Some(16), None, 1, 30, seed);
+            let mut burst = Burst::new(Trigger::Start, at(0), Some(16), None, REPORTED, 30, seed);
             let (sent, _) = steps(&mut burst, 0, 10 * MS);
             assert!(!sent[1..].is_sorted(), "seed {seed}: {sent:?}");
         }
@@ -333,7 +439,8 @@ mod tests {
     fn burst_is_complete_when_the_last_probe_has_waited_long_enough() {
         for round_trips in [1, 2] {
             let rtt = Some(Duration::from_millis(20));
-            let mut burst = Burst::new(Trigger::Start, at(0), Some(1), rtt, round_trips, 30, 7);
+            let method = BurstMethod::Reported { round_trips };
+            let mut burst = Burst::new(Trigger::Start, at(0), Some(1), rtt, method, 30, 7);
             let timeout = 55 * MS * u64::from(round_trips);
             assert_eq!(steps(&mut burst, 0, MS).1, BurstStep::Wait(at(200 + timeout)));
             answer(&mut burst, DESTINATION, Duration::from_millis(40));
@@ -357,5 +464,109 @@ mod tests {
         burst.not_sent(refused);
         assert_eq!(burst.probes().len(), 2);
         assert_eq!(burst.step(at(MS), at(MS)), BurstStep::Complete);
+    }
+
+    /// Runs a burst on a path with this number of routers and an RTT of 10 ms. Returns the probes with their
+    /// times in milliseconds, and how long it took.
+    fn search(burst: &mut Burst, routers: u8, silent: &[u8]) -> (Vec<(u8, u64)>, u64) {
+        let (mut time, mut sent) = (at(0), Vec::new());
+        let mut answers: VecDeque<(Timestamp, u64, u8)> = VecDeque::new();
+        loop {
+            while let Some((due, sequence, ttl)) = answers.front().copied().filter(|(due, ..)| *due <= time) {
+                answers.pop_front();
+                let probe = burst.probes_mut().find(|probe| probe.sequence == sequence).unwrap();
+                probe.answer = Some(Answer::new([192, 0, 2, ttl].into(), Duration::from_millis(10)));
+                match ttl > routers {
+                    true => burst.reached(ttl),
+                    false => burst.passed(ttl, due),
+                }
+            }
+            match burst.step(time, time) {
+                BurstStep::Send(ttl) => {
+                    let sequence = u64::try_from(sent.len()).unwrap();
+                    burst.queued(BurstProbe {
+                        sequence,
+                        ttl,
+                        sent_at: time,
+                        answer: None,
+                        is_reached: false,
+                    });
+                    sent.push((ttl, u64::try_from(time.since(at(0)).as_millis()).unwrap()));
+                    if !silent.contains(&ttl) {
+                        answers.push_back((time + Duration::from_millis(10), sequence, ttl));
+                    }
+                }
+                BurstStep::Wait(next) => {
+                    let next = answers.front().map_or(next, |(due, ..)| next.min(*due));
+                    assert!(next > time, "it waits for a later time");
+                    time = next;
+                }
+                BurstStep::Complete => {
+                    return (sent, u64::try_from(time.since(at(0)).as_millis()).unwrap());
+                }
+            }
+        }
+    }
+
+    fn searching(routers: Option<u8>, method: BurstMethod) -> Burst {
+        Burst::new(Trigger::Start, at(0), routers, Some(Duration::from_millis(10)), method, 30, 7)
+    }
+
+    #[test]
+    fn search_finds_the_number_of_routers_for_every_length() {
+        for routers in 0..29 {
+            for method in [PARALLEL, SERIAL] {
+                let mut burst = searching(None, method);
+                let (sent, took) = search(&mut burst, routers, &[]);
+                assert_eq!(burst.routers(), Some(routers), "{method:?}");
+                let needed = usize::from(routers) + 1;
+                match method {
+                    PARALLEL => assert!(sent.len() < needed + usize::from(WAVE), "{sent:?}"),
+                    BurstMethod::Searched { .. } | BurstMethod::Reported { .. } => {
+                        assert_eq!(ttls(&sent), (1..=routers + 1).collect::<Vec<u8>>());
+                        assert_eq!(took, 10 * u64::from(routers + 1), "one RTT for each hop");
+                    }
+                }
+                for known in [routers, routers.saturating_sub(2), routers + 2] {
+                    let mut burst = searching(Some(known), method);
+                    let (sent, _) = search(&mut burst, routers, &[]);
+                    assert_eq!(burst.routers(), Some(routers), "{known} were known, {sent:?}");
+                    assert!(known != routers || sent.len() == needed.min(30), "one probe a hop: {sent:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn search_goes_on_behind_routers_that_do_not_answer() {
+        for method in [PARALLEL, SERIAL] {
+            for known in [None, Some(4), Some(9)] {
+                let mut burst = searching(known, method);
+                search(&mut burst, 9, &[1, 5, 6, 7]);
+                assert_eq!(burst.routers(), Some(9), "{method:?}, {known:?} were known");
+            }
+        }
+    }
+
+    #[test]
+    fn search_without_a_destination_ends() {
+        let silent: Vec<u8> = (4..=30).collect();
+        let mut burst = searching(None, PARALLEL);
+        let (sent, took) = search(&mut burst, 30, &silent);
+        assert_eq!((ttls(&sent).len(), burst.routers()), (30, None));
+        assert!(took < 200, "{took}");
+        let mut burst = searching(None, SERIAL);
+        let (sent, _) = search(&mut burst, 30, &silent);
+        assert_eq!((ttls(&sent), burst.routers()), ((1..=11).collect(), None));
+        let mut burst = searching(Some(2), SERIAL);
+        let (sent, _) = search(&mut burst, 30, &(1..=30).collect::<Vec<u8>>());
+        assert_eq!((ttls(&sent), burst.routers()), ((1..=8).collect(), None));
+    }
+
+    #[test]
+    fn serial_search_has_one_probe_in_flight() {
+        let (sent, _) = search(&mut searching(Some(5), SERIAL), 5, &[3]);
+        let times: Vec<u64> = sent.iter().map(|(_, time)| *time).collect();
+        assert_eq!(times, [0, 10, 20, 62, 72, 82], "the third one waits 42 ms for an answer");
     }
 }

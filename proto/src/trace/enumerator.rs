@@ -130,12 +130,12 @@ impl Enumerator {
     /// The sequence number of the probe to which a reply or a quotation belongs.
     fn found(&self, datagram: &[u8], arrival: &Arrival) -> Option<u64> {
         let timestamp = |sequence: u64| Some(self.probes.get(&sequence)?.timestamp);
-        let (mode, next) = (mode(&self.spec), self.next_sequence);
+        let (spec, session, next) = (&self.spec, self.session, self.next_sequence);
         let sequence = match arrival.icmp {
             // Only the UDP header was quoted, which tells the flow.
             Some(_) if datagram.len() < QUOTED_MIN => self.only_in_flight(arrival.flow),
-            Some(_) => quoted(datagram, mode, next, timestamp),
-            None => replied(datagram, mode, next, timestamp),
+            Some(_) => quoted(datagram, spec, session, next, timestamp),
+            None => replied(datagram, spec, session, next, timestamp),
         }?;
         self.probes.get(&sequence).filter(|sent| sent.probe.flow == arrival.flow).map(|_| sequence)
     }

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::burst::{Burst, BurstProbe, BurstStep, SPACING, answer_timeout};
+use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep, SPACING, answer_timeout};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
-use super::{Answer, DESTINATION, Direction, Hop, TRACE_GAP_MIN, Trace, Trigger};
+use super::{Answer, DESTINATION, Direction, Hop, ProbeProtocol, TRACE_GAP_MIN, Trace, Trigger};
 use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
@@ -17,6 +17,7 @@ use crate::time::{Timestamp, nanos};
 pub(super) struct TracedFlow {
     pub(super) index: u8,
     pub(super) direction: Direction,
+    protocol: ProbeProtocol,
     hops_max: u8,
     interval: Duration,
     seed: u64,
@@ -50,6 +51,8 @@ pub(super) struct TracedFlow {
     /// The TTLs of these probes, until all were sent once.
     confirmations_queued: VecDeque<u8>,
     bursts: u64,
+    /// What the length that a burst has found says about the route.
+    found_update: Option<RouteUpdate>,
 }
 
 /// A hop to probe again.
@@ -99,6 +102,7 @@ impl TracedFlow {
     pub(super) fn new(
         index: u8,
         direction: Direction,
+        protocol: ProbeProtocol,
         hops_max: u8,
         interval: Duration,
         seed: u64,
@@ -107,6 +111,7 @@ impl TracedFlow {
         Self {
             index,
             direction,
+            protocol,
             hops_max,
             interval,
             seed: mix(seed ^ mix(u64::from(index))),
@@ -128,6 +133,7 @@ impl TracedFlow {
             confirm_at: at,
             confirmations_queued: VecDeque::new(),
             bursts: 0,
+            found_update: None,
         }
     }
 
@@ -159,9 +165,24 @@ impl TracedFlow {
         &self.route
     }
 
+    fn method(&self) -> BurstMethod {
+        match self.protocol {
+            ProbeProtocol::Udp => BurstMethod::Reported { round_trips: round_trips(self.direction) },
+            ProbeProtocol::Icmp => BurstMethod::Searched { is_serial: false },
+            ProbeProtocol::Tcp => BurstMethod::Searched { is_serial: true },
+        }
+    }
+
+    /// Whether a probe with this TTL is sent to reach the destination.
+    fn is_to_destination(&self, ttl: u8) -> bool {
+        let farthest = self.routers.max(self.route.unconfirmed_length());
+        let is_behind_routers = farthest.is_some_and(|routers| ttl > routers);
+        ttl == DESTINATION || (self.protocol.is_searching() && is_behind_routers)
+    }
+
     /// The router that a probe with this TTL is expected to reach; `None` for probes to the destination.
     pub(super) fn expected(&self, ttl: u8, is_v4: bool) -> Option<Expected> {
-        if ttl == DESTINATION {
+        if self.is_to_destination(ttl) {
             return None;
         }
         let known = self.hop(ttl).and_then(HopHistory::last_responder);
@@ -173,9 +194,6 @@ impl TracedFlow {
     }
 
     fn hop_mut(&mut self, ttl: u8) -> &mut HopHistory {
-        if ttl == DESTINATION {
-            return &mut self.destination;
-        }
         let index = usize::from(ttl.max(1)) - 1;
         if self.hops.len() <= index {
             self.hops.resize(index + 1, HopHistory::default());
@@ -228,13 +246,16 @@ impl TracedFlow {
         self.retries.retain(|retry| retry.is_reserved);
         let seed = mix(self.seed ^ self.bursts);
         let (routers, rtt) = (self.routers, self.rtt);
-        let round_trips = round_trips(self.direction);
-        self.burst = Some(Burst::new(trigger, now, routers, rtt, round_trips, self.hops_max, seed));
+        let method = self.method();
+        self.burst = Some(Burst::new(trigger, now, routers, rtt, method, self.hops_max, seed));
     }
 
     /// Ends the burst: its record, and the hops to probe again.
     fn complete(&mut self, now: Timestamp) -> Trace {
         let burst = self.burst.take().expect("a burst is complete");
+        if let (BurstMethod::Searched { .. }, Some(routers)) = (self.method(), burst.routers()) {
+            self.found_update = self.observe_routers(routers, now);
+        }
         let routers = burst.routers().or(self.routers);
         let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
         self.establish_route(&trace);
@@ -271,8 +292,10 @@ impl TracedFlow {
         probes: &[BurstProbe],
         routers: Option<u8>,
     ) -> Trace {
-        let answered = |ttl: u8| probes.iter().any(|probe| probe.ttl == ttl && probe.answer.is_some());
-        let rtt = probes.iter().filter(|probe| probe.ttl == DESTINATION);
+        let by_router = |probe: &&BurstProbe| !probe.is_reached;
+        let answered =
+            |ttl: u8| probes.iter().filter(by_router).any(|probe| probe.ttl == ttl && probe.answer.is_some());
+        let rtt = probes.iter().filter(|probe| probe.is_reached);
         let rtt = rtt.filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).min();
         let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
         let length = match (rtt, routers) {
@@ -284,7 +307,7 @@ impl TracedFlow {
         let mut states = states(&self.hops, &self.destination);
         states.resize(usize::from(length), HopState::Unanswered);
         let hops = (1..=length).map(|ttl| {
-            let of_hop = probes.iter().filter(|probe| probe.ttl == ttl);
+            let of_hop = probes.iter().filter(by_router).filter(|probe| probe.ttl == ttl);
             let answers: Vec<_> = of_hop.clone().filter_map(|probe| probe.answer.clone()).collect();
             let responder = self.hop(ttl).and_then(HopHistory::last_responder).cloned();
             let sent = u16::try_from(of_hop.count()).unwrap_or(u16::MAX);
@@ -327,9 +350,17 @@ impl TracedFlow {
         }
         if self.confirmations_queued.is_empty() {
             self.confirmations_queued.extend(self.route.unconfirmed_hops());
-            if self.route.has_unconfirmed_length() {
+            match (self.route.unconfirmed_length(), self.routers) {
+                // With this TTL a probe reaches the destination on the shorter route, and a router on the longer
+                // one.
+                (Some(other), Some(known)) if self.protocol.is_searching() => {
+                    self.confirmations_queued.push_back(other.min(known).saturating_add(1));
+                }
                 // The destination answers all of them at once.
-                self.confirmations_queued.extend((0..CONFIRMATIONS).map(|_| DESTINATION));
+                (Some(_), _) => {
+                    self.confirmations_queued.extend((0..CONFIRMATIONS).map(|_| DESTINATION));
+                }
+                (None, _) => {}
             }
         }
         let ttl = self.confirmations_queued.pop_front().expect("there is something to confirm");
@@ -401,7 +432,7 @@ impl TracedFlow {
             let mut ttls: Vec<u8> = (1..=routers.min(self.hops_max)).collect();
             // The same order in every round, so that no hop waits longer than an interval.
             ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
-            ttls.push(DESTINATION);
+            ttls.push(if self.protocol.is_searching() { routers.saturating_add(1) } else { DESTINATION });
             self.round.extend(ttls);
         }
         let count = u64::from(routers.min(self.hops_max)) + 1;
@@ -417,7 +448,7 @@ impl TracedFlow {
 
     /// The probe that was requested is on its way to the kernel.
     pub(super) fn queued(&mut self, sequence: u64, ttl: u8, at: Timestamp) {
-        let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None };
+        let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None, is_reached: false };
         if let Some(burst) = &mut self.burst {
             burst.queued(probe);
         } else if self.has_rounds() {
@@ -445,10 +476,33 @@ impl TracedFlow {
         of_burst.chain(&mut self.round_probes).find(|probe| probe.sequence == sequence)
     }
 
-    fn answer(&mut self, sequence: u64, answer: Answer) {
+    fn answer(&mut self, sequence: u64, answer: Answer, is_reached: bool) {
         if let Some(probe) = self.probe_mut(sequence) {
             probe.answer.get_or_insert(answer);
+            probe.is_reached = is_reached;
         }
+    }
+
+    /// What is known about the route besides the latest answer.
+    pub(super) fn take_found_update(&mut self) -> Option<RouteUpdate> {
+        self.found_update.take()
+    }
+
+    /// A probe with a limited TTL reached the destination, or a router although the destination was searched
+    /// for there. This supports one of two lengths, or shows that the length must be measured again.
+    fn length_shown(&mut self, ttl: u8, is_reached: bool, at: Timestamp) -> Option<RouteUpdate> {
+        let known = self.routers?;
+        if let Some(other) = self.route.unconfirmed_length() {
+            let (shorter, longer) = (known.min(other), known.max(other));
+            let distinguishes = shorter < ttl && ttl <= longer;
+            return distinguishes
+                .then(|| self.observe_routers(if is_reached { shorter } else { longer }, at))?;
+        }
+        let contradicts = is_reached == (ttl <= known);
+        if contradicts && self.burst.is_none() {
+            self.trigger(Trigger::Length);
+        }
+        None
     }
 
     /// A router answered a probe.
@@ -463,8 +517,17 @@ impl TracedFlow {
         self.retries.retain(|retry| retry.ttl != ttl || retry.is_reserved);
         let is_new = self.hop(ttl).and_then(HopHistory::last_responder).is_some_and(|r| r.address != from);
         let answer = self.hop_mut(ttl).answered(answer, at);
-        self.answer(sequence, answer);
-        let update = self.route.answered(ttl, from, at);
+        self.answer(sequence, answer, false);
+        let mut update = self.route.answered(ttl, from, at);
+        if self.protocol.is_searching() {
+            if let Some(burst) = &mut self.burst {
+                burst.passed(ttl, at);
+            }
+            match (&update, self.length_shown(ttl, false, at)) {
+                (None, length) => update = length,
+                (Some(_), length) => self.found_update = length,
+            }
+        }
         if is_new && self.burst.is_none() && self.route.unconfirmed_hops().any(|hop| hop == ttl) {
             self.trigger(Trigger::Router);
         }
@@ -482,11 +545,19 @@ impl TracedFlow {
         routers: Option<u8>,
         at: Timestamp,
     ) -> Option<RouteUpdate> {
-        if ttl == DESTINATION {
+        let is_searching = self.protocol.is_searching();
+        let is_reached = ttl == DESTINATION || is_searching;
+        if is_reached {
             self.destination.answered(Answer::new(from, rtt), at);
             self.rtt = Some(rtt);
         }
-        self.answer(sequence, Answer::new(from, rtt));
+        self.answer(sequence, Answer::new(from, rtt), is_reached);
+        if is_searching {
+            if let Some(burst) = &mut self.burst {
+                burst.reached(ttl);
+            }
+            return self.length_shown(ttl, true, at);
+        }
         let routers = routers?;
         if let Some(burst) = &mut self.burst {
             burst.learn_routers(routers);
@@ -509,7 +580,11 @@ impl TracedFlow {
 
     /// A probe was not answered in time.
     pub(super) fn unanswered(&mut self, ttl: u8) {
-        self.hop_mut(ttl).unanswered();
+        if self.is_to_destination(ttl) {
+            self.destination.unanswered();
+        } else {
+            self.hop_mut(ttl).unanswered();
+        }
     }
 
     /// Whether a probe with this TTL already waits for its turn.
@@ -552,7 +627,15 @@ mod tests {
 
     impl TestFlow {
         fn new(silent: &[u8]) -> Self {
-            let flow = TracedFlow::new(0, Direction::Forward, 30, Duration::from_secs(30), 1, at(0));
+            let flow = TracedFlow::new(
+                0,
+                Direction::Forward,
+                ProbeProtocol::Udp,
+                30,
+                Duration::from_secs(30),
+                1,
+                at(0),
+            );
             let (answers, traces) = (VecDeque::new(), Vec::new());
             Self { flow, silent: silent.to_vec(), next_sequence: 0, answers, traces }
         }

@@ -50,10 +50,44 @@ use crate::time::Timestamp;
 /// The TTL of probes that are not limited: they reach the destination.
 pub const DESTINATION: u8 = crate::machine::SENT_TTL;
 
+/// The packets of probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProbeProtocol {
+    /// STAMP requests over UDP. Replies tell how many routers the request passed.
+    Udp,
+    /// ICMP echo requests. The number of routers is searched for.
+    Icmp,
+    /// TCP segments with SYN. The number of routers is searched for, with one segment at a time, because all
+    /// segments of a flow have the same ports.
+    Tcp,
+}
+
+impl ProbeProtocol {
+    /// The protocol as configuration, labels and JSON show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Whether the number of routers is searched for.
+    const fn is_searching(self) -> bool {
+        match self {
+            Self::Udp => false,
+            Self::Icmp | Self::Tcp => true,
+        }
+    }
+}
+
 /// Parameters of a tracer.
 #[derive(Debug, Clone)]
 pub struct TraceSpec {
-    /// Address of the responder.
+    /// The packets of its probes.
+    pub protocol: ProbeProtocol,
+    /// Address of the responder. The port is not used for ICMP.
     pub to: SocketAddr,
     /// One session identifier per flow, different from those of the echoes.
     pub ssids: Vec<u16>,
@@ -275,5 +309,7 @@ pub const ANSWER_AGE_MAX: Duration = Duration::from_secs(5);
 /// Minimum time between two traces of a flow, except on request.
 pub const TRACE_GAP_MIN: Duration = Duration::from_secs(10);
 
+#[cfg(test)]
+mod searching_tests;
 #[cfg(test)]
 mod tests;

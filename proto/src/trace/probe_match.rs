@@ -1,8 +1,9 @@
 //! Which probe an answer belongs to. Packets carry the low half of a probe's sequence number.
 
-use super::TraceSpec;
+use super::{ProbeProtocol, TraceSpec};
 use crate::echo::ReplyExtensions;
 use crate::wire::NtpTime;
+use crate::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use crate::wire::stamp::{self, Mode, Reply};
 
 /// The sequence number on the wire: its low half.
@@ -17,36 +18,87 @@ pub(super) fn extend(low: u32, next: u64) -> Option<u64> {
     last.checked_sub(wire_sequence(last).wrapping_sub(low).into())
 }
 
-/// The packet mode of the probes.
+/// The latest sequence number before `next` with these lowest 16 bits.
+fn extend_16(low: u16, next: u64) -> Option<u64> {
+    let last = next.checked_sub(1)?;
+    #[expect(clippy::cast_possible_truncation, reason = "ICMP headers carry 16 bits")]
+    let lowest = last as u16;
+    last.checked_sub(lowest.wrapping_sub(low).into())
+}
+
+/// The packet mode of STAMP probes.
 pub(super) fn mode(spec: &TraceSpec) -> Mode {
     if spec.keys.is_some() { Mode::Authenticated } else { Mode::Open }
 }
 
-/// The probe that a quotation begins with, of those before `next`; `timestamp` is T1 of the probe with a
-/// sequence number, if there is one. Routers quote at least eight bytes after the IP header, which is only
-/// the UDP header; the bytes here begin after that.
-pub(super) fn quoted(
-    quoted: &[u8],
-    mode: Mode,
-    next: u64,
-    timestamp: impl FnOnce(u64) -> Option<NtpTime>,
-) -> Option<u64> {
-    let (low, quoted) = stamp::quoted_packet(quoted, mode)?;
-    let sequence = extend(low, next)?;
-    let sent = timestamp(sequence)?;
-    quoted.is_none_or(|quoted| quoted == sent).then_some(sequence)
+/// Bytes of a quotation that identify a probe: of STAMP the sequence number, of ICMP the header, and of TCP
+/// the identifier that the driver passes in the place of the segment.
+pub(super) const fn quoted_bytes_min(protocol: ProbeProtocol) -> usize {
+    match protocol {
+        ProbeProtocol::Udp => 4,
+        ProbeProtocol::Icmp | ProbeProtocol::Tcp => 8,
+    }
 }
 
-/// The probe that a reply answers, of those before `next`; `timestamp` as above.
+/// The probe that a quotation begins with, of those before `next`; `sent` is T1 of the probe with a sequence
+/// number, if there is one. Routers quote at least eight bytes after the IP header: of UDP only its header,
+/// after which the bytes here begin.
+pub(super) fn quoted(
+    quoted: &[u8],
+    spec: &TraceSpec,
+    session: u32,
+    next: u64,
+    sent: impl Fn(u64) -> Option<NtpTime>,
+) -> Option<u64> {
+    match spec.protocol {
+        ProbeProtocol::Udp => {
+            let (low, timestamp) = stamp::quoted_packet(quoted, mode(spec))?;
+            let sequence = extend(low, next)?;
+            let sent = sent(sequence)?;
+            timestamp.is_none_or(|timestamp| timestamp == sent).then_some(sequence)
+        }
+        ProbeProtocol::Icmp => match IcmpEcho::decode_request(quoted, IcmpVersion::of(spec.to.ip())) {
+            Ok(echo) => of_echo(&echo, session, next, sent),
+            // Only the header was quoted.
+            Err(_) => {
+                let sequence = extend_16(icmp::quoted_sequence(quoted)?, next)?;
+                sent(sequence).map(|_| sequence)
+            }
+        },
+        ProbeProtocol::Tcp => of_segment(quoted, sent),
+    }
+}
+
+/// The probe that a reply answers, of those before `next`; `sent` as above.
 pub(super) fn replied(
     datagram: &[u8],
-    mode: Mode,
+    spec: &TraceSpec,
+    session: u32,
     next: u64,
-    timestamp: impl FnOnce(u64) -> Option<NtpTime>,
+    sent: impl Fn(u64) -> Option<NtpTime>,
 ) -> Option<u64> {
-    let reply = Reply::decode(datagram, mode).ok()?;
-    let sequence = extend(reply.sender_sequence, next)?;
-    (timestamp(sequence)? == reply.sender_timestamp).then_some(sequence)
+    match spec.protocol {
+        ProbeProtocol::Udp => {
+            let reply = Reply::decode(datagram, mode(spec)).ok()?;
+            let sequence = extend(reply.sender_sequence, next)?;
+            (sent(sequence)? == reply.sender_timestamp).then_some(sequence)
+        }
+        ProbeProtocol::Icmp => {
+            let echo = IcmpEcho::decode_reply(datagram, IcmpVersion::of(spec.to.ip())).ok()?;
+            of_echo(&echo, session, next, sent)
+        }
+        ProbeProtocol::Tcp => of_segment(datagram, sent),
+    }
+}
+
+fn of_echo(echo: &IcmpEcho, session: u32, next: u64, sent: impl Fn(u64) -> Option<NtpTime>) -> Option<u64> {
+    let sequence = extend(echo.sequence, next)?;
+    (echo.session == session && sent(sequence)? == echo.timestamp).then_some(sequence)
+}
+
+fn of_segment(identifier: &[u8], sent: impl Fn(u64) -> Option<NtpTime>) -> Option<u64> {
+    let sequence = u64::from_be_bytes(identifier.try_into().ok()?);
+    sent(sequence).map(|_| sequence)
 }
 
 /// A reply whose base packet and extensions are authentic, if there are keys.

@@ -66,7 +66,7 @@ impl ReverseFlow {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Direction;
+    use super::super::{Direction, ProbeProtocol};
     use super::*;
 
     fn at(microseconds: u64) -> Timestamp {
@@ -77,7 +77,8 @@ mod tests {
 
     /// A flow whose answers are waited for 110 ms.
     fn flow() -> ReverseFlow {
-        let mut traced = TracedFlow::new(0, Direction::Reverse, 30, Duration::from_secs(30), 1, at(0));
+        let mut traced =
+            TracedFlow::new(0, Direction::Reverse, ProbeProtocol::Udp, 30, Duration::from_secs(30), 1, at(0));
         traced.learn_destination(5, Duration::from_millis(20));
         assert_eq!(traced.answer_timeout(), Duration::from_millis(110));
         ReverseFlow::new(traced)

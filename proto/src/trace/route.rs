@@ -177,6 +177,11 @@ impl RouteTracker {
         self.candidate.as_ref().is_some_and(|candidate| candidate.routers.is_some())
     }
 
+    /// The number of routers that is not confirmed yet.
+    pub(super) fn unconfirmed_length(&self) -> Option<u8> {
+        self.candidate.as_ref()?.routers.map(|(routers, _)| routers)
+    }
+
     /// Discards a candidate that could not be confirmed in time.
     pub(super) fn expire(&mut self, now: Timestamp) {
         if self.candidate.as_ref().is_some_and(|candidate| now.since(candidate.since) > CANDIDATE_AGE_MAX) {

@@ -40,6 +40,7 @@ fn spec() -> TraceSpec {
     let none = ProbeRate::UNLIMITED;
     let limits = ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none };
     TraceSpec {
+        protocol: ProbeProtocol::Udp,
         to: RESPONDER.into(),
         ssids: vec![7],
         interval: Duration::from_secs(30),

@@ -11,8 +11,8 @@ use super::probe_match::{self, authentic_reply, wire_sequence};
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
-    ANSWER_AGE_MAX, Answer, AnswerExtensions, DESTINATION, DirectedReport, Direction, Finding, Route,
-    TraceReport, TraceSpec, Trigger,
+    ANSWER_AGE_MAX, Answer, AnswerExtensions, DESTINATION, DirectedReport, Direction, Finding, ProbeProtocol,
+    Route, TraceReport, TraceSpec, Trigger,
 };
 use crate::echo::{Profile, Quirks, RequestContents, RequestExtensions, credible_turnaround, encode};
 use crate::machine::{
@@ -22,6 +22,7 @@ use crate::machine::{
 use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
+use crate::wire::icmp::{IcmpEcho, IcmpVersion};
 use crate::wire::stamp::Mode;
 use crate::wire::{NtpTime, ReplyFate, ReverseOutcome, ReverseTrace, tlv};
 
@@ -81,8 +82,8 @@ impl Tracer {
         #[expect(clippy::cast_possible_truncation, reason = "32 well-mixed bits are wanted")]
         let session = mix(spec.seed ^ mix(0x7472_6163)) as u32;
         let count = u8::try_from(spec.ssids.len()).unwrap_or(u8::MAX);
-        let flow =
-            |index| TracedFlow::new(index, Direction::Forward, spec.hops_max, spec.interval, spec.seed, at);
+        let TraceSpec { protocol, hops_max, interval, seed, .. } = spec;
+        let flow = |index| TracedFlow::new(index, Direction::Forward, protocol, hops_max, interval, seed, at);
         Self {
             session,
             forward: (0..count).map(flow).collect(),
@@ -122,6 +123,8 @@ impl Tracer {
                 self.report(Direction::Forward, report);
                 self.trigger(Some(flow), Trigger::Loss);
             }
+            // Replies without the TTL on arrival show a number only by guessing the initial TTL.
+            Finding::Routers { .. } if self.spec.protocol.is_searching() => {}
             Finding::Routers { flow, direction, routers } => {
                 let Some(traced) = self.traced(direction, flow) else { return };
                 if let Some(update) = traced.observe_routers(routers, at) {
@@ -160,7 +163,9 @@ impl Tracer {
     pub fn owns(&self, datagram: &[u8], arrival: &Arrival) -> bool {
         let found = match &arrival.icmp {
             Some(icmp) => match icmp.quotation(datagram) {
-                quoted if quoted.len() < 4 => return icmp.kind == IcmpKind::TtlExceeded,
+                quoted if quoted.len() < self.quoted_bytes_min() => {
+                    return icmp.kind == IcmpKind::TtlExceeded;
+                }
                 quoted => self.quoted(quoted),
             },
             None => self.replied(datagram),
@@ -174,14 +179,18 @@ impl Tracer {
         probe_match::mode(&self.spec)
     }
 
+    fn quoted_bytes_min(&self) -> usize {
+        probe_match::quoted_bytes_min(self.spec.protocol)
+    }
+
     fn quoted(&self, quoted: &[u8]) -> Option<u64> {
         let timestamp = |sequence: u64| Some(self.probes.get(&sequence)?.timestamp);
-        probe_match::quoted(quoted, self.mode(), self.next_sequence, timestamp)
+        probe_match::quoted(quoted, &self.spec, self.session, self.next_sequence, timestamp)
     }
 
     fn replied(&self, datagram: &[u8]) -> Option<u64> {
         let timestamp = |sequence: u64| Some(self.probes.get(&sequence)?.timestamp);
-        probe_match::replied(datagram, self.mode(), self.next_sequence, timestamp)
+        probe_match::replied(datagram, &self.spec, self.session, self.next_sequence, timestamp)
     }
 
     fn extend(&self, low: u32) -> Option<u64> {
@@ -191,10 +200,10 @@ impl Tracer {
     /// A router, or the destination's host, reports that a probe did not arrive.
     fn error_received(&mut self, received: &[u8], arrival: &Arrival, icmp: &IcmpError) -> Option<()> {
         let (router, quoted) = (icmp.router, icmp.quotation(received));
-        let sequence = match quoted.len() {
+        let sequence = match quoted.len() < self.quoted_bytes_min() {
             // Only the UDP header was quoted: the router tells which hop it was.
-            0..4 => self.waiting_for(arrival.flow, router)?,
-            _ => self.quoted(quoted)?,
+            true => self.waiting_for(arrival.flow, router)?,
+            false => self.quoted(quoted)?,
         };
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         // The TTL of all other requests ends only in a loop, at no hop of the route.
@@ -243,7 +252,28 @@ impl Tracer {
         found.next().is_none().then_some(*sequence)
     }
 
+    /// The destination answered, without saying which way the probe took.
+    fn plain_reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
+        let sequence = self.replied(datagram)?;
+        let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
+        if std::mem::replace(&mut probe.is_answered, true) {
+            return Some(());
+        }
+        let SentProbe { flow, direction, ttl, at, .. } = *probe;
+        let (from, rtt) = (arrival.from.ip(), arrival.at.since(at));
+        self.report(direction, TraceReport::Answered { ttl });
+        if let Some(update) =
+            self.traced(direction, flow)?.reached(sequence, ttl, from, rtt, None, arrival.at)
+        {
+            self.report_route(direction, flow, update);
+        }
+        Some(())
+    }
+
     fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
+        if self.spec.protocol.is_searching() {
+            return self.plain_reply_received(datagram, arrival);
+        }
         let mode = self.mode();
         let reply = authentic_reply(datagram, &self.spec)?;
         let reverse = tlv::walk(datagram, mode.base_bytes())
@@ -364,10 +394,11 @@ impl Tracer {
 
     /// The responder supports traces of the way back, which passes this number of routers.
     fn begin_reverse(&mut self, flow: u8, routers: u8, rtt: Duration, at: Timestamp) {
-        let TraceSpec { hops_max, interval, seed, .. } = self.spec;
+        let TraceSpec { protocol, hops_max, interval, seed, .. } = self.spec;
         let Some(slot) = self.reverse.get_mut(usize::from(flow)) else { return };
         slot.get_or_insert_with(|| {
-            let mut traced = TracedFlow::new(flow, Direction::Reverse, hops_max, interval, !seed, at);
+            let mut traced =
+                TracedFlow::new(flow, Direction::Reverse, protocol, hops_max, interval, !seed, at);
             traced.learn_destination(routers, rtt);
             ReverseFlow::new(traced)
         });
@@ -428,6 +459,57 @@ impl Tracer {
             reverse.fetch_after(now.at);
         }
         self.next_sequence = sequence + 1;
+        let timestamp = match self.spec.protocol {
+            ProbeProtocol::Udp => {
+                self.encode_request(sequence, (direction, flow, ttl), expected, wanted, now, arena)
+            }
+            ProbeProtocol::Icmp => {
+                let timestamp = NtpTime::from(now.wall.wall(now.at));
+                let (session, ssid) = (self.session, self.spec.ssids[usize::from(flow)]);
+                let echo = IcmpEcho { session, timestamp, sequence: wire_sequence(sequence), ssid };
+                echo.encode(IcmpVersion::of(self.spec.to.ip()), IcmpEcho::BYTES, arena);
+                timestamp
+            }
+            ProbeProtocol::Tcp => {
+                // The kernel writes the segment; the driver passes this back in its place.
+                arena.extend_from_slice(&sequence.to_be_bytes());
+                NtpTime::from(now.wall.wall(now.at))
+            }
+        };
+        let probe = SentProbe {
+            flow,
+            direction,
+            ttl,
+            timestamp,
+            at: now.at,
+            is_sent: false,
+            is_answered: false,
+            is_reply_sent: false,
+        };
+        self.probes.insert(sequence, probe);
+        Some(Send {
+            id: SendId(sequence),
+            flow,
+            from: None,
+            to: self.spec.to,
+            tos: self.spec.dscp.tos(),
+            ttl: if direction == Direction::Forward { ttl } else { DESTINATION },
+            dont_fragment: false,
+            segment: None,
+            timestamp: self.spec.tx_timestamps,
+        })
+    }
+
+    /// Appends a STAMP request, and returns its T1.
+    fn encode_request(
+        &self,
+        sequence: u64,
+        (direction, flow, ttl): (Direction, u8, u8),
+        expected: Option<Expected>,
+        wanted: [Option<u64>; ReverseTrace::OUTCOMES],
+        now: Now,
+        arena: &mut Vec<u8>,
+    ) -> NtpTime {
         let reply_ttl = if direction == Direction::Reverse && ttl != DESTINATION { ttl } else { 0 };
         let router = expected.and_then(|expected| match expected {
             Expected::Router(router) => Some(router),
@@ -459,29 +541,7 @@ impl Tracer {
             reverse: asks_reverse.then_some(reverse),
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
-        let timestamp = encode(&contents, key, arena).timestamp;
-        let probe = SentProbe {
-            flow,
-            direction,
-            ttl,
-            timestamp,
-            at: now.at,
-            is_sent: false,
-            is_answered: false,
-            is_reply_sent: false,
-        };
-        self.probes.insert(sequence, probe);
-        Some(Send {
-            id: SendId(sequence),
-            flow,
-            from: None,
-            to: self.spec.to,
-            tos: self.spec.dscp.tos(),
-            ttl: if direction == Direction::Forward { ttl } else { DESTINATION },
-            dont_fragment: false,
-            segment: None,
-            timestamp: self.spec.tx_timestamps,
-        })
+        encode(&contents, key, arena).timestamp
     }
 
     /// Steps one flow in one direction until it waits. Appends a datagram that is sent to `arena`.
@@ -494,6 +554,10 @@ impl Tracer {
     ) -> Step<DirectedReport> {
         loop {
             let Some(traced) = self.traced(direction, flow) else { return Step::Wait(Timestamp::NEVER) };
+            if let Some(update) = traced.take_found_update() {
+                self.report_route(direction, flow, update);
+                continue;
+            }
             match traced.step(now.at, now.drained) {
                 FlowStep::Send { ttl, is_reserved } => {
                     if let Some(send) =
@@ -503,7 +567,7 @@ impl Tracer {
                     }
                 }
                 FlowStep::Traced(trace) => {
-                    if direction == Direction::Forward {
+                    if direction == Direction::Forward && self.spec.protocol == ProbeProtocol::Udp {
                         self.detect_support(trace.rtt.is_some(), now.at);
                     }
                     return Step::Report(DirectedReport { direction, report: TraceReport::Traced(trace) });

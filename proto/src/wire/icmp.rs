@@ -73,6 +73,7 @@ pub struct IcmpEcho {
 }
 
 const IDENTIFIER_AT: usize = 4;
+const SEQUENCE_AT: usize = 6;
 const MAGIC_AT: usize = 8;
 const SSID_AT: usize = 28;
 const BALANCE_AT: usize = 30;
@@ -110,6 +111,14 @@ impl IcmpEcho {
         Self::decode(bytes, version.reply())
     }
 
+    /// Decodes a request, as an ICMP error quotes it.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`]; [`DecodeError::Unrecognized`] if it is not a pathmeter request.
+    pub fn decode_request(bytes: &[u8], version: IcmpVersion) -> Result<Self, DecodeError> {
+        Self::decode(bytes, version.request())
+    }
+
     fn decode(bytes: &[u8], kind: u8) -> Result<Self, DecodeError> {
         require(bytes, usize::from(Self::BYTES), "ICMP echo")?;
         let sequence = u32_at(bytes, 24);
@@ -137,6 +146,12 @@ pub fn identify(request: &mut [u8], identifier: u16) {
 #[must_use]
 pub fn identifier(echo: &[u8]) -> Option<u16> {
     echo.get(IDENTIFIER_AT..IDENTIFIER_AT + 2).map(|_| u16_at(echo, IDENTIFIER_AT))
+}
+
+/// Lower half of the sequence number in the header of an echo message; `None` if the input is too short.
+#[must_use]
+pub fn quoted_sequence(echo: &[u8]) -> Option<u16> {
+    echo.get(SEQUENCE_AT..SEQUENCE_AT + 2).map(|_| u16_at(echo, SEQUENCE_AT))
 }
 
 /// Session identifier of a pathmeter message; `None` for messages of other programs and for input that is too

@@ -14,7 +14,7 @@ use pathmeter_proto::machine::{
 use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
-    Completeness, Enumerated, Enumeration, EnumerationReport, Enumerator, TraceSpec,
+    Completeness, Enumerated, Enumeration, EnumerationReport, Enumerator, ProbeProtocol, TraceSpec,
 };
 
 use super::machines::{answer, arrival, now, source, start};
@@ -35,6 +35,7 @@ pub(crate) fn enumerator(bytes: &[u8]) {
         false => ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none },
     };
     let spec = TraceSpec {
+        protocol: ProbeProtocol::Udp,
         to: source(0),
         ssids: (1..=u16::from(flows)).collect(),
         interval: Duration::from_secs(30),

@@ -15,7 +15,7 @@ use pathmeter_proto::machine::{
 use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
-    Direction, Finding, Route, RouteUpdate, Trace, TraceReport, TraceSpec, Tracer, Trigger,
+    Direction, Finding, ProbeProtocol, Route, RouteUpdate, Trace, TraceReport, TraceSpec, Tracer, Trigger,
 };
 use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 use pathmeter_proto::wire::stamp::{self, Mode};
@@ -41,6 +41,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
         }
     };
     let spec = TraceSpec {
+        protocol: ProbeProtocol::Udp,
         to: source(0),
         ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
         interval: Duration::from_secs([1, 10, 30, 300][usize::from(flags >> 5 & 3)]),

@@ -19,7 +19,7 @@ use pathmeter_proto::sim::{
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
 use pathmeter_proto::trace::{
     Completeness, Enumerated, Enumeration, EnumerationEnd, EnumerationLimit, EnumerationReport, Enumerator,
-    TraceSpec,
+    ProbeProtocol, TraceSpec,
 };
 
 use super::conservation::seeds;
@@ -33,6 +33,7 @@ fn unlimited() -> ProbeLimits {
 
 fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
     TraceSpec {
+        protocol: ProbeProtocol::Udp,
         to: TraceWorld::responder_address(),
         ssids: (1..=flows).collect(),
         interval: Duration::from_secs(30),

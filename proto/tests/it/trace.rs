@@ -10,8 +10,8 @@ use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, Times
 use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
 use pathmeter_proto::trace::{
-    Answer, AnswerExtensions, DESTINATION, Direction, Finding, HopRouter, HopState, Route, RouteUpdate,
-    Trace, TraceReport, TraceSpec, Tracer, Trigger,
+    Answer, AnswerExtensions, DESTINATION, Direction, Finding, HopRouter, HopState, ProbeProtocol, Route,
+    RouteUpdate, Trace, TraceReport, TraceSpec, Tracer, Trigger,
 };
 use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 
@@ -21,6 +21,7 @@ const MS: u64 = 1_000_000;
 
 fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
     TraceSpec {
+        protocol: ProbeProtocol::Udp,
         to: TraceWorld::responder_address(),
         ssids: (1..=flows).collect(),
         interval: Duration::from_secs(30),

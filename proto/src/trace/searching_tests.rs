@@ -1,0 +1,342 @@
+//! Traces that search for the number of routers: ICMP and TCP.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::*;
+use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send, Step, TimestampSource};
+use crate::probe_budget::{ProbeLimits, ProbeRate};
+use crate::schedule::mix;
+use crate::time::{WallOffset, WallTime};
+
+const TO: ([u8; 4], u16) = ([192, 0, 2, 2], 443);
+
+const RTT: Duration = Duration::from_millis(10);
+
+fn at(milliseconds: u64) -> Timestamp {
+    Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
+}
+
+/// What happens to a probe.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Router(u8),
+    Destination,
+    Unanswered,
+}
+
+/// A tracer and a network that decides the fate of each probe by its TTL, its number and its time.
+struct World<F> {
+    tracer: Tracer,
+    protocol: ProbeProtocol,
+    fate: F,
+    answers: VecDeque<(Timestamp, Arrival, Vec<u8>)>,
+    reports: Vec<TraceReport>,
+    sent: u64,
+    /// The most probes that were unanswered at a time.
+    in_flight_max: usize,
+    time: Timestamp,
+}
+
+impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
+    fn new(protocol: ProbeProtocol, seed: u64, fate: F) -> Self {
+        let router = ProbeRate::UNLIMITED;
+        let limits = ProbeLimits { router_v4: router, router_v6: router, agent: router, others: router };
+        let spec = TraceSpec {
+            protocol,
+            to: TO.into(),
+            ssids: vec![7],
+            interval: Duration::from_secs(30),
+            hops_max: 30,
+            dscp: Dscp::DEFAULT,
+            keys: None,
+            quirks: None,
+            tx_timestamps: true,
+            traces_reverse: true,
+            budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
+            seed,
+        };
+        let tracer = Tracer::new(spec, at(0));
+        let (answers, reports) = (VecDeque::new(), Vec::new());
+        Self { tracer, protocol, fate, answers, reports, sent: 0, in_flight_max: 0, time: at(0) }
+    }
+
+    fn answer(&mut self, send: &Send, datagram: Vec<u8>) {
+        let fate = (self.fate)(send.ttl, self.sent, self.time);
+        self.sent += 1;
+        let due = self.time + RTT;
+        let arrival = Arrival {
+            at: due,
+            by: TimestampSource::Kernel,
+            from: TO.into(),
+            to: None,
+            flow: send.flow,
+            ttl: Some(60),
+            tos: None,
+            icmp: None,
+        };
+        match fate {
+            Fate::Unanswered => {}
+            Fate::Destination => {
+                let mut reply = datagram;
+                if self.protocol == ProbeProtocol::Icmp {
+                    reply[0] = 0;
+                }
+                self.answers.push_back((due, arrival, reply));
+            }
+            Fate::Router(last) => {
+                let (router, kind) = (IpAddr::from([10, 0, 0, last]), IcmpKind::TtlExceeded);
+                let icmp = Some(IcmpError { router, kind, mtu: None, extensions_at: None });
+                let mut quoted = datagram;
+                if self.protocol == ProbeProtocol::Icmp {
+                    // The kernel of a ping socket has written its identifier and the checksum.
+                    quoted[2..6].copy_from_slice(&[9, 9, 9, 9]);
+                    // Every other router quotes no more than the ICMP header.
+                    quoted.truncate(if last % 2 == 0 { 8 } else { 32 });
+                }
+                self.answers.push_back((due, Arrival { icmp, ..arrival }, quoted));
+            }
+        }
+    }
+
+    fn run_until(&mut self, until: Timestamp) {
+        let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
+        loop {
+            while let Some((due, ..)) = self.answers.front()
+                && *due <= self.time
+            {
+                let (_, arrival, datagram) = self.answers.pop_front().unwrap();
+                assert!(self.tracer.owns(&datagram, &arrival));
+                self.tracer.received(&datagram, &arrival);
+            }
+            let wall = WallOffset::between(Timestamp::from_nanos(0), epoch);
+            let now = Now { at: self.time, drained: self.time, wall };
+            let mut arena = Vec::new();
+            match self.tracer.step(now, &mut HostDrops::default(), &mut arena) {
+                Step::Send(send) => {
+                    self.tracer.sent(send.id, self.time, TimestampSource::User);
+                    self.in_flight_max = self.in_flight_max.max(self.answers.len() + 1);
+                    self.answer(&send, arena);
+                }
+                Step::Report(report) => {
+                    assert_eq!(report.direction, Direction::Forward, "there is no way back");
+                    self.reports.push(report.report);
+                }
+                Step::Wait(next) => {
+                    let next = self.answers.front().map_or(next, |(due, ..)| next.min(*due));
+                    if next > until {
+                        self.time = until;
+                        return;
+                    }
+                    assert!(next > self.time, "it waits for a later time");
+                    self.time = next;
+                }
+                Step::Finished => return,
+            }
+        }
+    }
+
+    fn traces(&self) -> Vec<&Trace> {
+        let mut traces = Vec::new();
+        for report in &self.reports {
+            if let TraceReport::Traced(trace) = report {
+                traces.push(&**trace);
+            }
+        }
+        traces
+    }
+
+    fn updates(&self) -> Vec<&RouteUpdate> {
+        let mut updates = Vec::new();
+        for report in &self.reports {
+            if let TraceReport::Route { update, .. } = report {
+                updates.push(&**update);
+            }
+        }
+        updates
+    }
+
+    /// sent = answered + unanswered + withdrawn + in flight.
+    fn check_counts(&self) {
+        let count = |is: fn(&TraceReport) -> bool| self.reports.iter().filter(|report| is(report)).count();
+        let sent = count(|report| matches!(report, TraceReport::Sent { .. }));
+        let answered = count(|report| matches!(report, TraceReport::Answered { .. }));
+        let unanswered = count(|report| matches!(report, TraceReport::Unanswered { .. }));
+        assert_eq!(sent, answered + unanswered + self.tracer.in_flight());
+        assert_eq!(count(|report| matches!(report, TraceReport::Unmatched)), 0);
+    }
+}
+
+/// A route over the routers 1, 2, … of this number.
+fn route(ttl: u8, routers: u8) -> Fate {
+    if ttl <= routers { Fate::Router(ttl) } else { Fate::Destination }
+}
+
+const PROTOCOLS: [ProbeProtocol; 2] = [ProbeProtocol::Icmp, ProbeProtocol::Tcp];
+
+#[test]
+fn every_hop_is_found_and_then_probed_once_in_an_interval() {
+    for protocol in PROTOCOLS {
+        for routers in [0, 1, 2, 7, 8, 9, 16, 28] {
+            let mut world = World::new(protocol, 3, |ttl, _, _| route(ttl, routers));
+            world.run_until(at(119_000));
+            world.check_counts();
+            let traces = world.traces();
+            for trace in &traces {
+                let found: Vec<IpAddr> = trace.hops.iter().map(|hop| hop.answers[0].router).collect();
+                let expected: Vec<IpAddr> = (1..=routers).map(|last| [10, 0, 0, last].into()).collect();
+                assert_eq!((found, trace.routers, trace.rtt), (expected, Some(routers), Some(RTT)));
+            }
+            assert!((3..=5).contains(&traces.len()), "{protocol:?} {routers}: {}", traces.len());
+            assert_eq!(traces[0].trigger, Trigger::Start);
+            assert_eq!(world.updates(), Vec::<&RouteUpdate>::new());
+            let first = traces[0].duration;
+            match protocol {
+                ProbeProtocol::Tcp => {
+                    assert_eq!(world.in_flight_max, 1);
+                    assert_eq!(first, RTT * (u32::from(routers) + 1), "one RTT for each hop");
+                    let rounds = u64::try_from(traces.len()).unwrap();
+                    assert!(world.sent <= (u64::from(routers) + 1) * (rounds + 1), "one probe for each hop");
+                }
+                ProbeProtocol::Icmp | ProbeProtocol::Udp => {
+                    assert!(first < RTT * (u32::from(routers) / 8 + 1) * 4, "{routers}: {first:?}")
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn longer_and_shorter_routes_are_events_with_both_routes() {
+    for protocol in PROTOCOLS {
+        for (before, after) in [(5, 7), (7, 5), (4, 5), (5, 4), (0, 1), (1, 0), (9, 3)] {
+            let mut world = World::new(protocol, 11, move |ttl, _, time| {
+                route(ttl, if time < at(40_000) { before } else { after })
+            });
+            world.run_until(at(200_000));
+            world.check_counts();
+            let updates = world.updates();
+            let [RouteUpdate::Changed { from, to }] = updates[..] else {
+                panic!("{protocol:?} {before} to {after}: {updates:?}");
+            };
+            assert_eq!((from.routers, to.routers), (Some(before), Some(after)));
+            assert_eq!(world.traces().last().unwrap().routers, Some(after));
+        }
+    }
+}
+
+#[test]
+fn other_router_at_a_hop_is_an_event_within_an_interval() {
+    for protocol in PROTOCOLS {
+        let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 6) {
+            Fate::Router(3) if time >= at(40_000) => Fate::Router(103),
+            fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+        });
+        world.run_until(at(75_000));
+        let updates = world.updates();
+        assert!(matches!(updates[..], [RouteUpdate::Changed { .. }]), "{protocol:?}: {updates:?}");
+    }
+}
+
+#[test]
+fn silent_routers_are_marked_and_the_route_goes_on_behind_them() {
+    for protocol in PROTOCOLS {
+        for silent in [vec![1], vec![3, 4], vec![6], vec![1, 2, 3, 4, 5, 6]] {
+            let is_silent = silent.clone();
+            let mut world = World::new(protocol, 5, move |ttl, _, _| match route(ttl, 6) {
+                Fate::Router(last) if is_silent.contains(&last) => Fate::Unanswered,
+                fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+            });
+            world.run_until(at(300_000));
+            world.check_counts();
+            assert_eq!(world.updates(), Vec::<&RouteUpdate>::new(), "{protocol:?} {silent:?}");
+            let traces = world.traces();
+            let last = traces.last().unwrap();
+            assert_eq!((last.routers, last.rtt.is_some()), (Some(6), true), "{protocol:?} {silent:?}");
+            for hop in &last.hops {
+                let expected = if silent.contains(&hop.ttl) { HopState::Silent } else { HopState::Answered };
+                assert_eq!(hop.state, expected, "{protocol:?} {silent:?} {}", hop.ttl);
+            }
+        }
+    }
+}
+
+#[test]
+fn loss_and_balancing_per_packet_are_never_a_change() {
+    let day = at(24 * 3_600_000);
+    for protocol in PROTOCOLS {
+        for seed in 0..3 {
+            let draw = move |number: u64| mix(number ^ mix(seed));
+            // A fifth of all probes and answers is lost.
+            let mut world = World::new(protocol, seed, move |ttl, number, _| match draw(number) % 5 {
+                0 => Fate::Unanswered,
+                _ => route(ttl, 9),
+            });
+            world.run_until(day);
+            world.check_counts();
+            assert_eq!(world.updates(), Vec::<&RouteUpdate>::new(), "{protocol:?} {seed}: loss");
+            // Packets alternate between routes of five and of six routers.
+            let mut world = World::new(protocol, seed, move |ttl, number, _| {
+                route(ttl, if draw(number) % 2 == 0 { 5 } else { 6 })
+            });
+            world.run_until(day);
+            world.check_counts();
+            let changes = world
+                .updates()
+                .into_iter()
+                .filter(|update| !matches!(update, RouteUpdate::LoadBalanced { .. }));
+            assert_eq!(changes.count(), 0, "{protocol:?} {seed}: {:?}", world.updates());
+        }
+    }
+}
+
+#[test]
+fn destination_that_is_down_ends_the_trace_and_is_no_change() {
+    for protocol in PROTOCOLS {
+        let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 4) {
+            Fate::Destination if time >= at(100_000) => Fate::Unanswered,
+            fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+        });
+        world.run_until(at(400_000));
+        world.check_counts();
+        assert_eq!(world.updates(), Vec::<&RouteUpdate>::new());
+        let traces = world.traces();
+        let last = traces.last().unwrap();
+        assert_eq!((last.rtt, last.hops.len() >= 4), (None, true), "{protocol:?}: {last:?}");
+    }
+}
+
+#[test]
+fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
+    for protocol in PROTOCOLS {
+        let mut world = World::new(protocol, 5, |ttl, _, _| route(ttl, 4));
+        world.run_until(at(1_000));
+        let icmp = IcmpError {
+            router: [10, 9, 9, 9].into(),
+            kind: IcmpKind::TtlExceeded,
+            mtu: None,
+            extensions_at: None,
+        };
+        let arrival = Arrival {
+            at: at(1_000),
+            by: TimestampSource::Kernel,
+            from: SocketAddr::from(TO),
+            to: None,
+            flow: 0,
+            ttl: None,
+            tos: None,
+            icmp: None,
+        };
+        let before = world.traces().len();
+        for bytes in [vec![], vec![8, 0, 0, 0, 0, 0, 255, 255], vec![0; 8], vec![7; 40], vec![0xff; 64]] {
+            world.tracer.received(&bytes, &arrival);
+            world.tracer.received(&bytes, &Arrival { icmp: Some(icmp), ..arrival });
+        }
+        world.run_until(at(1_100));
+        let unmatched =
+            world.reports.iter().filter(|report| matches!(report, TraceReport::Unmatched)).count();
+        assert_eq!((unmatched, world.traces().len()), (10, before), "{protocol:?}");
+    }
+}
