@@ -35,7 +35,7 @@ pub(super) struct TargetArguments {
     /// Source address
     #[arg(long, value_name = "ADDRESS")]
     pub(super) source: Option<IpAddr>,
-    /// UDP port of a STAMP reflector without an agent; with --protocol tcp, the agent port
+    /// UDP port of a STAMP reflector without an agent; with --protocol tcp, the TCP port
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) port: Option<u16>,
     /// Configuration file that has TARGET as a peer or target

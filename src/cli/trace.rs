@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use pathmeter_proto::trace::{AnswerExtensions, DirectedReport, Direction, Interface, Trace, TraceReport};
 use pathmeter_proto::wire::icmp_extensions::MplsLabel;
 use serde_json::{Value, json};
@@ -17,10 +18,9 @@ use super::target::{ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
 use crate::config::echo::Echo;
-use crate::config::echo::transport::Transport;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::trace;
-use crate::datagram::{self, TimestampMatching};
+use crate::datagram::{self, TimestampMatching, opens_ping_sockets};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
@@ -32,10 +32,13 @@ pub(super) struct TraceArguments {
     /// The host to trace.
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
+    /// Packets to send: udp (an agent or a STAMP reflector answers), icmp (any host), tcp (any TCP port)
+    #[arg(long, default_value = "udp", value_parser = PossibleValuesParser::new(["udp", "icmp", "tcp"]))]
+    protocol: String,
     /// Largest TTL
     #[arg(long, short = 'm', default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..=64))]
     max_hops: u8,
-    /// Number of flows (source ports), 1 to 16: routers may send each over another of several equal paths
+    /// Number of flows, 1 to 16: routers may send each over another of several equal paths; with tcp always 1
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     flows: u16,
     /// Show addresses only, without a look-up of the names of routers
@@ -49,7 +52,7 @@ pub(super) struct TraceArguments {
 }
 
 const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
-                           with --port, HOST of a STAMP reflector";
+                           with --port, HOST of a STAMP reflector; with --protocol icmp or tcp, any HOST";
 
 /// How long to wait for the traces to the target. A dead target takes less than a second.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,18 +66,25 @@ const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Traces the target of the arguments and prints the routes.
 pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
-    let mut options = vec![("protocol", Argument::Text("udp".into()))];
-    options.push(("flows", Argument::Number(arguments.flows)));
+    let TraceArguments { protocol, flows, .. } = arguments;
+    let mut options = vec![("protocol", Argument::Text(protocol.clone()))];
+    match (protocol.as_str(), flows) {
+        ("tcp", 1) => {}
+        ("tcp", _) => {
+            let problem = "--flows is not valid with --protocol tcp, whose segments all have the same ports";
+            return Err(Failure::Usage(problem.to_owned()));
+        }
+        (_, flows) => options.push(("flows", Argument::Number(*flows))),
+    }
     options.extend(arguments.to.options());
     let probe = probe_from_options(options).map_err(Failure::Usage)?;
-    let request = Request { target: &arguments.target, protocol: "udp", arguments: &arguments.to };
+    let request = Request { target: &arguments.target, protocol, arguments: &arguments.to };
     let target = ProbeTarget::new(request)?;
     runtime()?.block_on(trace(arguments, &probe, target))
 }
 
 async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
     let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
-    let Transport::Udp(udp) = &echo.transport else { unreachable!("the options are those of UDP") };
     let address = target.locate(&arguments.to, probe, &echo.transport).await?;
     let (sender, mut reports) = unbounded_channel();
     let (events_sender, mut events) = channel(EVENTS_PENDING_MAX);
@@ -97,7 +107,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
     };
     let traced = trace::Trace {
         follows: String::new(),
-        flows: udp.clone(),
+        transport: echo.transport.clone(),
         hops_max: arguments.max_hops,
         hop_metrics: false,
     };
@@ -139,7 +149,7 @@ impl<'a> Routes<'a> {
         for (direction, timeout) in
             [(Direction::Forward, FORWARD_TIMEOUT), (Direction::Reverse, REVERSE_TIMEOUT)]
         {
-            if direction == Direction::Reverse && !self.is_reached() {
+            if direction == Direction::Reverse && (self.arguments.protocol != "udp" || !self.is_reached()) {
                 break;
             }
             let complete = self.complete(direction, reports, events);
@@ -203,11 +213,12 @@ impl<'a> Routes<'a> {
     }
 
     fn title(&self) -> String {
-        let TraceArguments { target, max_hops, flows, .. } = self.arguments;
+        let TraceArguments { target, protocol, max_hops, flows, .. } = self.arguments;
+        let protocol = protocol.to_uppercase();
         let flows = if *flows == 1 { "one flow".to_owned() } else { format!("{flows} flows") };
         let address = self.address.to_string();
         let host = if *target == address { address } else { format!("{target} ({address})") };
-        format!("{host}: {flows} over UDP, at most {max_hops} hops\n")
+        format!("{host}: {flows} over {protocol}, at most {max_hops} hops\n")
     }
 
     /// The hops of all flows in one direction.
@@ -270,8 +281,8 @@ impl<'a> Routes<'a> {
         json!({
             "target": self.arguments.target,
             "address": self.address.to_string(),
-            "method": "udp",
-            "privileged": false,
+            "method": self.arguments.protocol,
+            "privileged": self.arguments.protocol == "icmp" && !opens_ping_sockets(self.address),
             "reached": self.is_reached(),
             "routers": first["routers"],
             "duration_seconds": first["duration_seconds"],

@@ -4,8 +4,10 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::trace::ProbeProtocol;
+
 use super::echo::Echo;
-use super::echo::transport::{Transport, Udp};
+use super::echo::transport::Transport;
 use super::hosts::DeclaredHost;
 use super::kind::{KindConfig, KindReader};
 use super::reader::{MappingReader, ValueReader};
@@ -16,13 +18,43 @@ use super::{Kind, Listen, Probe, Target};
 pub struct Trace {
     /// The name of the echo probe whose flows are traced.
     pub follows: String,
-    /// The parameters of that probe's flows.
-    pub flows: Udp,
+    /// The protocol and the parameters of that probe's flows.
+    pub transport: Transport,
     /// Largest TTL.
     pub hops_max: u8,
     /// Whether every hop has series of its own.
     pub hop_metrics: bool,
 }
+
+impl Trace {
+    /// The packets of its probes.
+    #[must_use]
+    pub fn probe_protocol(&self) -> ProbeProtocol {
+        probe_protocol(&self.transport)
+    }
+
+    /// Number of flows that are traced.
+    #[must_use]
+    pub fn flows(&self) -> u8 {
+        match &self.transport {
+            Transport::Udp(udp) => udp.flows,
+            Transport::Icmp(icmp) => icmp.flows,
+            Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => 1,
+        }
+    }
+}
+
+/// The packets that take the same route as those of an echo probe.
+fn probe_protocol(transport: &Transport) -> ProbeProtocol {
+    match transport {
+        Transport::Udp(_) => ProbeProtocol::Udp,
+        Transport::Icmp(_) => ProbeProtocol::Icmp,
+        Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => ProbeProtocol::Tcp,
+    }
+}
+
+const PROTOCOLS: [(&str, ProbeProtocol); 3] =
+    [("udp", ProbeProtocol::Udp), ("icmp", ProbeProtocol::Icmp), ("tcp", ProbeProtocol::Tcp)];
 
 /// A shorter interval would exceed what routers answer by default on every route.
 const INTERVAL_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
@@ -40,11 +72,11 @@ impl KindConfig for Trace {
     }
 
     fn protocol(&self) -> &'static str {
-        "udp"
+        self.probe_protocol().as_str()
     }
 
-    fn check_target(&self, _: &Target) -> Result<(), String> {
-        Ok(())
+    fn check_target(&self, target: &Target) -> Result<(), String> {
+        self.transport.check_target(target)
     }
 
     fn follows(&self) -> Option<&str> {
@@ -65,23 +97,19 @@ pub(super) fn followed(
         let name = value.text("the name of an echo probe")?;
         let Some(probe) = probes.iter().find(|probe| probe.name == name) else {
             let what = format!("no probe before this one is named {name}");
-            return value.reject(what, "name an echo probe over udp, and list it first");
+            return value.reject(what, "name an echo probe, and list it first");
         };
-        match probe.kind.downcast::<Echo>().map(|echo| &echo.transport) {
-            Some(Transport::Udp(udp)) => {
-                let reader = TraceReader { follows: name.to_owned(), flows: udp.clone() };
-                Some((Box::new(reader) as Box<dyn KindReader>, probe.clone()))
-            }
-            Some(Transport::Icmp(_) | Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_))
-            | None => value
-                .reject(format!("{name} sends no UDP datagrams of its own"), "name an echo probe over udp"),
-        }
+        let Some(echo) = probe.kind.downcast::<Echo>() else {
+            return value.reject(format!("{name} sends no packets of its own"), "name an echo probe");
+        };
+        let reader = TraceReader { follows: name.to_owned(), transport: echo.transport.clone() };
+        Some((Box::new(reader) as Box<dyn KindReader>, probe.clone()))
     })
 }
 
 struct TraceReader {
     follows: String,
-    flows: Udp,
+    transport: Transport,
 }
 
 impl KindReader for TraceReader {
@@ -98,9 +126,19 @@ impl KindReader for TraceReader {
     }
 
     fn read(&self, section: &mut MappingReader<'_, '_>, _: Option<&Listen>) -> Option<Kind> {
+        let followed = probe_protocol(&self.transport);
+        // Derived; named only to be sure of it.
+        section.key("protocol", |value| {
+            let found = value.clone().one_of(&PROTOCOLS)?;
+            if found == followed {
+                return Some(());
+            }
+            let what = format!("{} is measured over {}", self.follows, followed.as_str());
+            value.reject(what, "remove this key, or follow a probe over the protocol")
+        });
         let hops_max = section.key("hops_max", |value| value.number(&HOPS_ALLOWED)).or(HOPS);
         let hop_metrics = section.key("hop_metrics", ValueReader::boolean).or(false);
-        let (follows, flows) = (self.follows.clone(), self.flows.clone());
-        Some(Kind::Trace(Trace { follows, flows, hops_max: hops_max?, hop_metrics: hop_metrics? }))
+        let (follows, transport) = (self.follows.clone(), self.transport.clone());
+        Some(Kind::Trace(Trace { follows, transport, hops_max: hops_max?, hop_metrics: hop_metrics? }))
     }
 }

@@ -102,13 +102,23 @@ fn wall_time(time: &libc::timespec) -> Option<WallTime> {
 }
 
 fn error_queue_entry(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
+    if error.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING {
+        return ErrorQueueEntry::TxTimestamp { id: error.ee_data };
+    }
     let router = offender.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+    match icmp_error(error, router) {
+        Some(icmp) => ErrorQueueEntry::Icmp(icmp),
+        None => ErrorQueueEntry::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
+    }
+}
+
+/// The ICMP error that an entry of an error queue describes; `None` if it has another origin.
+pub(crate) fn icmp_error(error: &libc::sock_extended_err, router: IpAddr) -> Option<IcmpError> {
     let mtu = Some(error.ee_info).filter(|mtu| *mtu > 0);
     match error.ee_origin {
-        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::TxTimestamp { id: error.ee_data },
-        libc::SO_EE_ORIGIN_ICMP => ErrorQueueEntry::Icmp(icmp_v4(error, router, mtu)),
-        libc::SO_EE_ORIGIN_ICMP6 => ErrorQueueEntry::Icmp(icmp_v6(error, router, mtu)),
-        _ => ErrorQueueEntry::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
+        libc::SO_EE_ORIGIN_ICMP => Some(icmp_v4(error, router, mtu)),
+        libc::SO_EE_ORIGIN_ICMP6 => Some(icmp_v6(error, router, mtu)),
+        _ => None,
     }
 }
 

@@ -29,7 +29,9 @@ use crate::loops::{self, LoopEvent};
 use crate::metrics::text::Cell;
 use crate::paths::PathId;
 
+pub(crate) use cmsg::icmp_error;
 pub(crate) use outbox::not_sent_reason;
+pub use ping::opens_ping_sockets;
 pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
 pub use task::{Access, MachineTask, Notice, Recorder, Task, TaskStep, Traffic};
 pub use thread::RECEIVE_TICK_MAX;

@@ -113,6 +113,16 @@ impl Socket {
     }
 }
 
+/// Whether this process may open ping sockets for a family, and therefore needs no raw one.
+#[must_use]
+pub fn opens_ping_sockets(address: IpAddr) -> bool {
+    let (domain, protocol) = match address {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    Socket2::new(domain, Type::DGRAM.cloexec(), Some(protocol)).is_ok()
+}
+
 /// Whether this kind of socket is not permitted or not supported by the kernel.
 fn is_unavailable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EPROTONOSUPPORT))

@@ -20,6 +20,7 @@ use crate::metrics::path_mtu::PathMtuSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Measured, Path, Plan, StartContext, TableRow};
+use crate::stream::{Observer, StreamTask};
 
 /// A measurement with a fixed count whose reports are received by the caller.
 #[derive(Debug)]
@@ -82,9 +83,18 @@ impl EchoPath {
             let new = || Arc::new(StreamSeries::new(probe, peer, family));
             let stream = stream.unwrap_or_else(new);
             path.stream = Some(Arc::clone(&stream));
+            let followed = Arc::clone(&start.followed);
+            let observer = Observer(Box::new(move |report| {
+                // A path that follows takes what it finds within a second.
+                let _ = followed.record(report);
+                if let Some(reports) = &reports {
+                    // The receiver may be gone.
+                    let _ = reports.send(*report);
+                }
+            }));
             let task =
-                path.plan.stream(protocol, count, start.seed, Arc::clone(&path.series), stream, reports);
-            start.loops.streams.start(NewPath { id, task, peer_left_at });
+                path.plan.stream(protocol, count, start.seed, Arc::clone(&path.series), stream, observer);
+            start.loops.streams.start(NewPath { id, task: StreamTask::Echo(Box::new(task)), peer_left_at });
         }
         path
     }

@@ -2,11 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, StreamSpec, WireFormat};
+use pathmeter_proto::echo::{EchoSpec, Quirks, StreamSpec, WireFormat};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::schedule::mix;
@@ -25,7 +24,7 @@ use crate::metrics::stream::StreamSeries;
 use crate::paths::PathKey;
 use crate::probe::{HttpResource, Remote, StartContext};
 use crate::settings::Settings;
-use crate::stream::{self, Dial, ExpectedResponse, StreamEcho, StreamProtocol};
+use crate::stream::{self, Dial, ExpectedResponse, Observer, StreamEcho, StreamProtocol};
 
 /// The plan of an echo path: the part of the configuration that decides whether a running path can continue
 /// unchanged.
@@ -58,19 +57,14 @@ impl EchoPlan {
         settings: &Settings,
     ) -> Self {
         let transport = &echo.transport;
-        let mut resource = None;
+        let resource = match transport {
+            Transport::Udp(_) | Transport::Icmp(_) | Transport::Tcp(_) => None,
+            Transport::WebSocket(_) => Some(Box::new(remote.http_resource(WEBSOCKET_PATH))),
+            Transport::Http(_) => Some(Box::new(remote.http_resource(PING_PATH))),
+        };
         let quirks = match remote {
             Remote::Peer(_) => Quirks::default(),
             Remote::Target(target) => target.quirks,
-        };
-        let mut http_port = |path| resource.insert(Box::new(remote.http_resource(path))).port;
-        let port = match (transport, remote) {
-            (Transport::Udp(_), Remote::Peer(peer)) => peer.stamp_port,
-            (Transport::Udp(_) | Transport::Tcp(_), Remote::Target(target)) => target.port,
-            (Transport::Icmp(_), _) => 0,
-            (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
-            (Transport::WebSocket(_), _) => http_port(WEBSOCKET_PATH),
-            (Transport::Http(_), _) => http_port(PING_PATH),
         };
         let keys = match (remote, transport) {
             (_, Transport::Icmp(_)) => KeyChoice::None,
@@ -82,7 +76,7 @@ impl EchoPlan {
             }
         };
         Self {
-            to: SocketAddr::new(address, port),
+            to: SocketAddr::new(address, remote.port(transport)),
             interval: probe.interval,
             dscp: probe.dscp,
             source: probe.source,
@@ -255,7 +249,7 @@ impl EchoPlan {
         seed: u64,
         series: Arc<EchoSeries>,
         stream: Arc<StreamSeries>,
-        reports: Option<mpsc::Sender<EchoReport>>,
+        observer: Observer,
     ) -> StreamEcho {
         let connect_interval = match &self.echo.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,
@@ -284,7 +278,7 @@ impl EchoPlan {
             connect_interval: connect_interval.filter(|_| count.is_none()),
             series,
             stream,
-            reports,
+            observer,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::config::defaults::{PING_PATH, WEBSOCKET_PATH};
+use crate::config::echo::transport::Transport;
 use crate::config::{Https, Kind, Peer, Target};
 use crate::http::client::authority;
 
@@ -38,6 +40,19 @@ impl Remote<'_> {
         match self {
             Self::Peer(_) => Ok(()),
             Self::Target(target) => kind.as_kind_config().check_target(target),
+        }
+    }
+
+    /// The port to which an echo probe sends; 0 for ICMP.
+    #[must_use]
+    pub fn port(&self, transport: &Transport) -> u16 {
+        match (transport, self) {
+            (Transport::Udp(_), Self::Peer(peer)) => peer.stamp_port,
+            (Transport::Udp(_) | Transport::Tcp(_), Self::Target(target)) => target.port,
+            (Transport::Icmp(_), _) => 0,
+            (Transport::Tcp(_), Self::Peer(peer)) => peer.agent_port,
+            (Transport::WebSocket(_), _) => self.http_resource(WEBSOCKET_PATH).port,
+            (Transport::Http(_), _) => self.http_resource(PING_PATH).port,
         }
     }
 

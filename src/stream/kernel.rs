@@ -16,7 +16,7 @@ use crate::metrics::stream::TcpInfo;
 const OPT_ID_TCP: u32 = 1 << 16;
 
 /// Size of the control buffer: timestamps, and an extended error with its address.
-const CONTROL_BYTES: usize = 256;
+pub(super) const CONTROL_BYTES: usize = 256;
 
 /// Enables receive timestamps.
 pub(super) fn request_rx_timestamps(socket: &impl AsFd) -> io::Result<()> {
@@ -78,7 +78,7 @@ pub(super) fn tx_timestamp(socket: &impl AsRawFd, last: u32) -> Option<WallTime>
     }
 }
 
-fn timestamp_of(message: &ControlMessageOwned) -> Option<WallTime> {
+pub(super) fn timestamp_of(message: &ControlMessageOwned) -> Option<WallTime> {
     let ControlMessageOwned::ScmTimestampsns(timestamps) = message else { return None };
     wall_time(timestamps.system)
 }
@@ -105,6 +105,33 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
         window_limited: eight(RWND_LIMITED),
         buffer_limited: eight(SNDBUF_LIMITED),
     })
+}
+
+/// `IPV6_AUTOFLOWLABEL` and `SO_TXREHASH` (linux/in6.h, asm-generic/socket.h; not in `libc`).
+const IPV6_AUTOFLOWLABEL: libc::c_int = 70;
+const SO_TXREHASH: libc::c_int = 74;
+
+/// Gives the packets of an IPv6 socket the flow label 0, so that every socket with the same ports takes the
+/// same route, also after a retransmission.
+pub(super) fn disable_flow_label(socket: &impl AsRawFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0)?;
+    // Kernels without this option (before 5.18) change the label only after a timeout.
+    let _ = set_option(socket, libc::SOL_SOCKET, SO_TXREHASH, 0);
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "nothing wraps these options")]
+fn set_option(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
+    // SAFETY: the descriptor is open and the value is an int of the stated length.
+    let outcome =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Number of segments received out of order; `None` if the kernel does not provide it.

@@ -15,6 +15,7 @@ mod link;
 mod link_event;
 mod path;
 pub mod responder;
+mod syn;
 mod tcp;
 mod tcp_info;
 #[cfg(test)]
@@ -23,10 +24,10 @@ mod websocket;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use pathmeter_proto::echo::{EchoReport, StreamSpec};
@@ -38,12 +39,14 @@ pub use dial::{Dial, StreamProtocol};
 pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
 
+use crate::datagram::NewTask;
 use crate::loops::{self, CommandReceiver, LoopCommand, LoopEvent, NewPath};
 use crate::metrics::agent::LoopSeries;
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::PathId;
 use path::{PathCommand, StreamPath};
+use syn::SynPath;
 
 /// An echo path over connections.
 #[derive(Debug)]
@@ -58,12 +61,30 @@ pub struct StreamEcho {
     pub series: Arc<EchoSeries>,
     /// The series that count connections.
     pub stream: Arc<StreamSeries>,
-    /// Receives a copy of every report; `None` if not needed.
-    pub reports: Option<mpsc::Sender<EchoReport>>,
+    /// Called with every report.
+    pub observer: Observer,
+}
+
+/// Takes reports. Must not wait.
+pub struct Observer(pub Box<dyn Fn(&EchoReport) + Send>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// What a path of the stream loop does.
+#[derive(Debug)]
+pub enum StreamTask {
+    /// Echo over connections.
+    Echo(Box<StreamEcho>),
+    /// Probes that are attempts to connect. The task has one flow.
+    Syn(NewTask),
 }
 
 /// A handle to the stream loop.
-pub type StreamHandle = loops::LoopHandle<StreamEcho, Infallible>;
+pub type StreamHandle = loops::LoopHandle<StreamTask, Infallible>;
 
 /// Interval of the heartbeats that show that the thread is not stuck.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -107,7 +128,7 @@ impl Drop for PathHandle {
 }
 
 impl StreamLoop {
-    async fn run(mut self, mut commands: CommandReceiver<StreamEcho, Infallible>) {
+    async fn run(mut self, mut commands: CommandReceiver<StreamTask, Infallible>) {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let grace = loop {
@@ -129,9 +150,18 @@ impl StreamLoop {
         self.stop(grace, heartbeat, commands).await;
     }
 
-    fn start(&mut self, path: NewPath<StreamEcho>) {
+    fn start(&mut self, path: NewPath<StreamTask>) {
         let NewPath { id, task, peer_left_at } = path;
         let (commands, receiver) = unbounded_channel();
+        let task = match task {
+            StreamTask::Echo(echo) => *echo,
+            StreamTask::Syn(new) => {
+                let (series, events) = (Arc::clone(&self.series), self.events.clone());
+                self.tasks.spawn(SynPath::new(id, new, receiver, series, events).run());
+                self.paths.insert(id, PathHandle { commands, connect_probe: None });
+                return;
+            }
+        };
         let connect_probe = task.connect_interval.map(|connect_interval| {
             let dial = Arc::new(task.dial.clone());
             let (connect_timeout, seed) = (task.spec.lost_after, !task.spec.seed);
@@ -162,7 +192,7 @@ impl StreamLoop {
         mut self,
         grace: Duration,
         mut heartbeat: tokio::time::Interval,
-        mut commands: CommandReceiver<StreamEcho, Infallible>,
+        mut commands: CommandReceiver<StreamTask, Infallible>,
     ) {
         let mut deadline = pin!(sleep(grace));
         for path in self.paths.values_mut() {

@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,11 +14,11 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use super::StreamEcho;
 use super::connect_error::ConnectError;
 use super::dial::{ConnectTimings, Dial};
 use super::link::StreamLink;
 use super::link_event::LinkEvent;
+use super::{Observer, StreamEcho};
 use crate::clock::{Clock, ClockEvent};
 use crate::loops::LoopEvent;
 use crate::metrics::agent::LoopSeries;
@@ -76,7 +75,7 @@ pub(super) struct StreamPath {
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
-    reports: Option<mpsc::Sender<EchoReport>>,
+    observer: Observer,
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 }
 
@@ -122,7 +121,7 @@ impl StreamPath {
             series: new.series,
             stream: new.stream,
             agent,
-            reports: new.reports,
+            observer: new.observer,
             events,
         }
     }
@@ -364,10 +363,7 @@ impl StreamPath {
 
     fn record(&self, report: &EchoReport) {
         self.series.record(report);
-        if let Some(reports) = &self.reports {
-            // The receiver may be gone.
-            let _ = reports.send(*report);
-        }
+        (self.observer.0)(report);
     }
 
     /// Reads TCP_INFO into the series.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::trace::{DirectedReport, Direction, TraceSpec};
+use pathmeter_proto::trace::{DirectedReport, Direction, ProbeProtocol, TraceSpec};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -17,6 +17,7 @@ use super::series::DirectedSeries;
 use super::task::trace_task;
 use crate::clock::Clock;
 use crate::config::Probe;
+use crate::config::echo::transport::Transport;
 use crate::config::trace::Trace;
 use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
@@ -26,10 +27,12 @@ use crate::metrics::trace::TracedFlow;
 use crate::paths::PathId;
 use crate::probe::{Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
+use crate::stream::StreamTask;
 
 /// The plan of a traced path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TracePlan {
+    protocol: ProbeProtocol,
     to: SocketAddr,
     interval: Duration,
     dscp: Dscp,
@@ -50,23 +53,27 @@ impl TracePlan {
         address: IpAddr,
         settings: &Settings,
     ) -> Self {
-        let (port, keys, quirks) = match remote {
-            Remote::Peer(peer) => (peer.stamp_port, settings.keys.mesh_choice(), None),
-            Remote::Target(target) => {
-                (target.port, settings.keys.target_choice(&target.name), Some(target.quirks))
+        let (keys, quirks) = match (&trace.transport, remote) {
+            (Transport::Udp(_), Remote::Peer(_)) => (settings.keys.mesh_choice(), None),
+            (Transport::Udp(_), Remote::Target(target)) => {
+                (settings.keys.target_choice(&target.name), Some(target.quirks))
+            }
+            (Transport::Icmp(_) | Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_), _) => {
+                (KeyChoice::None, None)
             }
         };
+        let (port, dont_fragment) = match &trace.transport {
+            Transport::Udp(udp) => (udp.source_port, udp.dont_fragment),
+            Transport::Icmp(icmp) => (None, icmp.dont_fragment),
+            Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => (None, false),
+        };
         Self {
-            to: SocketAddr::new(address, port),
+            protocol: trace.probe_protocol(),
+            to: SocketAddr::new(address, remote.port(&trace.transport)),
             interval: probe.interval,
             dscp: probe.dscp,
-            source: SourceChoice::toward(
-                address,
-                probe.source,
-                trace.flows.source_port,
-                trace.flows.dont_fragment,
-            ),
-            flows: trace.flows.flows,
+            source: SourceChoice::toward(address, probe.source, port, dont_fragment),
+            flows: trace.flows(),
             hops_max: trace.hops_max,
             has_hop_metrics: trace.hop_metrics,
             keys,
@@ -119,8 +126,9 @@ impl TracePath {
     ) -> Self {
         let earlier = earlier.map(|path| path.series);
         let hops_max = plan.has_hop_metrics.then_some(plan.hops_max);
-        let series = DirectedSeries::new(start.key, hops_max, earlier);
+        let series = DirectedSeries::new(start.key, plan.protocol == ProbeProtocol::Udp, hops_max, earlier);
         let spec = TraceSpec {
+            protocol: plan.protocol,
             to: plan.to,
             ssids: vec![0; usize::from(plan.flows)],
             interval: plan.interval,
@@ -129,14 +137,22 @@ impl TracePath {
             keys: start.settings.keys.get(plan.keys, &start.key.peer),
             quirks: plan.quirks,
             tx_timestamps: true,
-            traces_reverse: true,
+            traces_reverse: plan.protocol == ProbeProtocol::Udp,
             budget: Arc::clone(&start.loops.probe_budget),
             seed: start.seed,
         };
         start.followed.set_follower(start.id);
         let log = (start.key.clone(), Arc::clone(&start.loops.traces));
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);
-        start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
+        let (id, peer_left_at) = (start.id, start.peer_left_at);
+        match plan.protocol {
+            ProbeProtocol::Udp | ProbeProtocol::Icmp => {
+                start.loops.prober.start(NewPath { id, task, peer_left_at });
+            }
+            ProbeProtocol::Tcp => {
+                start.loops.streams.start(NewPath { id, task: StreamTask::Syn(task), peer_left_at });
+            }
+        }
         Self { id: start.id, plan, series, followed: Arc::clone(&start.followed) }
     }
 }
@@ -149,7 +165,10 @@ impl Path for TracePath {
     fn adjust(&mut self, _: Box<dyn Plan>, _: &StartContext<'_>) {}
 
     fn stop(&self, loops: &Loops) {
-        loops.prober.remove(self.id);
+        match self.plan.protocol {
+            ProbeProtocol::Udp | ProbeProtocol::Icmp => loops.prober.remove(self.id),
+            ProbeProtocol::Tcp => loops.streams.remove(self.id),
+        }
     }
 
     fn series(&self) -> Vec<Arc<dyn AnySeries>> {

@@ -14,6 +14,8 @@ use crate::paths::PathKey;
 pub(super) struct DirectedSeries {
     forward: SeriesOfDirection,
     reverse: SeriesOfDirection,
+    /// Whether the way back can be traced.
+    has_reverse: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -24,9 +26,10 @@ struct SeriesOfDirection {
 }
 
 impl DirectedSeries {
-    /// The series of a path; the counts of `earlier` continue. `hops_max` is the largest TTL of hops that are
+    /// The series of a path; the counts of `earlier` continue. `has_reverse`: whether the way back can be
+    /// traced; its series are not exported otherwise. `hops_max` is the largest TTL of hops that are
     /// exported; `None`: hops have no series.
-    pub(super) fn new(key: &PathKey, hops_max: Option<u8>, earlier: Option<Self>) -> Self {
+    pub(super) fn new(key: &PathKey, has_reverse: bool, hops_max: Option<u8>, earlier: Option<Self>) -> Self {
         let PathKey { probe, peer, family } = key;
         let new = |direction| SeriesOfDirection {
             path: earlier.as_ref().map_or_else(
@@ -35,7 +38,7 @@ impl DirectedSeries {
             ),
             hops: hops_max.map(|hops_max| Arc::new(HopSeries::new(probe, peer, family, direction, hops_max))),
         };
-        Self { forward: new(Direction::Forward), reverse: new(Direction::Reverse) }
+        Self { forward: new(Direction::Forward), reverse: new(Direction::Reverse), has_reverse }
     }
 
     fn in_direction(&self, direction: Direction) -> &SeriesOfDirection {
@@ -50,10 +53,11 @@ impl DirectedSeries {
         &self.in_direction(direction).path
     }
 
-    /// All series.
+    /// The series to export.
     pub(super) fn all(&self) -> Vec<Arc<dyn AnySeries>> {
         let mut all: Vec<Arc<dyn AnySeries>> = Vec::new();
-        for SeriesOfDirection { path, hops } in [&self.forward, &self.reverse] {
+        let reverse = Some(&self.reverse).filter(|_| self.has_reverse);
+        for SeriesOfDirection { path, hops } in std::iter::once(&self.forward).chain(reverse) {
             all.push(Arc::clone(path) as _);
             all.extend(hops.as_ref().map(|hops| Arc::clone(hops) as _));
         }

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
-use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer, Trigger};
+use pathmeter_proto::trace::{
+    DirectedReport, Direction, ProbeProtocol, TraceReport, TraceSpec, Tracer, Trigger,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
@@ -28,7 +30,11 @@ pub(super) fn trace_task(
     reports: Option<UnboundedSender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
-        protocol: DatagramProtocol::Udp,
+        protocol: match spec.protocol {
+            ProbeProtocol::Icmp => DatagramProtocol::Icmp,
+            // Over TCP the loop of connections opens the sockets.
+            ProbeProtocol::Udp | ProbeProtocol::Tcp => DatagramProtocol::Udp,
+        },
         to: spec.to,
         source,
         flows: u8::try_from(spec.ssids.len()).expect("few flows"),

@@ -173,3 +173,21 @@ fn requested_trace_is_stored_listed_and_compared() {
         assert_eq!(agent.post(path).status, status, "{path}");
     }
 }
+
+#[test]
+fn command_traces_any_tcp_port_whether_it_is_open_or_not() {
+    let host = Host::claim();
+    let _agent = Agent::start(&host, &host.config("b", ""));
+    let open = host.service_address().port().to_string();
+    for port in [&*open, "9"] {
+        let output = probe_trace(&[&host.to_string(), "--protocol", "tcp", "--port", port, "--json"]);
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
+        let found: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!((&found["method"], &found["privileged"]), (&"tcp".into(), &false.into()), "{output}");
+        assert_eq!((&found["reached"], &found["routers"]), (&true.into(), &0.into()), "{output}");
+        assert_eq!(found["flows"][0]["reverse"], Value::Null, "{output}");
+    }
+    let output = probe_trace(&[&host.to_string(), "--protocol", "tcp", "--flows", "2"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("--flows is not valid with --protocol tcp"), "{output}");
+}

@@ -13,7 +13,7 @@ use pathmeter::loops::{EVENTS_PENDING_MAX, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::stream::StreamSeries;
 use pathmeter::paths::PathId;
-use pathmeter::stream::{self, Dial, ExpectedResponse, HttpTarget, StreamEcho};
+use pathmeter::stream::{self, Dial, ExpectedResponse, HttpTarget, Observer, StreamEcho, StreamTask};
 use pathmeter::tls::{Connector, Trust};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, StreamSpec, Verdict, WireFormat};
@@ -178,9 +178,15 @@ fn streams(load: &TransportCase, port: u16, transport: &stream::StreamProtocol) 
             connect_interval: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
             stream: Arc::new(StreamSeries::new("bench", &peer, "ipv4")),
-            reports: Some(tap.clone()),
+            observer: {
+                let tap = tap.clone();
+                Observer(Box::new(move |report| {
+                    let _ = tap.send(*report);
+                }))
+            },
         };
-        streams.start(NewPath { id: PathId(n.into()), task: echo, peer_left_at: None });
+        let task = StreamTask::Echo(Box::new(echo));
+        streams.start(NewPath { id: PathId(n.into()), task, peer_left_at: None });
     }
     let found = RttSamples::collect(&reports);
     streams.stop(Duration::ZERO);

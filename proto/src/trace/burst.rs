@@ -10,10 +10,11 @@ use crate::time::Timestamp;
 /// The progress of one trace of one flow.
 ///
 /// Where the number of routers is known, it sends one probe for each and one to the destination. Otherwise it
-/// first asks the destination, whose reply carries the TTL on arrival, or if replies do not carry it, searches
-/// for the smallest TTL that reaches the destination. Without a reply, and to search, it sends waves of
-/// [`WAVE`] hops without waiting for their answers, or one hop after the other. It is complete when every
-/// probe was answered or has waited for [`answer_timeout`].
+/// first asks the destination, whose reply carries the TTL on arrival, or if replies do not carry it,
+/// searches for the smallest TTL that reaches the destination. Without a reply, and to search, it sends waves
+/// of [`WAVE`] hops without waiting for their answers. A search with one probe at a time asks the destination
+/// first too, for the RTT. It is complete when every probe was answered or has waited for its
+/// [timeout](BurstMethod::timeout).
 #[derive(Debug)]
 pub(super) struct Burst {
     pub(super) trigger: Trigger,
@@ -92,9 +93,13 @@ const WAVE: u8 = 8;
 /// Time between two waves.
 const WAVE_SPACING: Duration = Duration::from_millis(30);
 
-/// Hops without an answer after which a search that sends one probe at a time ends. Chosen: 8, so that a
-/// destination that is down takes two seconds.
-const GAP_MAX: u8 = 8;
+/// Hops without an answer after which a search for a destination that does not answer ends, if it sends one
+/// probe at a time. Chosen: 3, so that it takes four seconds.
+const GAP_MAX: u8 = 3;
+
+/// Time to wait for an answer if no RTT is known and only one probe is in flight, because an answer that
+/// comes after the next probe is lost. Less than the second after which TCP sends a segment again.
+const TIMEOUT_SERIAL: Duration = Duration::from_millis(900);
 
 /// Time to wait for an answer if no RTT is known.
 const TIMEOUT_UNKNOWN: Duration = Duration::from_millis(250);
@@ -103,8 +108,23 @@ const TIMEOUT_UNKNOWN: Duration = Duration::from_millis(250);
 const TIMEOUT_MAX: Duration = Duration::from_secs(1);
 
 /// How long to wait for an answer on a path with this RTT: a quarter more, and 30 ms for a busy router.
-pub(super) fn answer_timeout(rtt: Option<Duration>) -> Duration {
+fn answer_timeout(rtt: Option<Duration>) -> Duration {
     rtt.map_or(TIMEOUT_UNKNOWN, |rtt| (rtt * 5 / 4 + Duration::from_millis(30)).min(TIMEOUT_MAX))
+}
+
+impl BurstMethod {
+    const fn is_serial(self) -> bool {
+        matches!(self, Self::Searched { is_serial: true })
+    }
+
+    /// How long to wait for the answer to a probe on a path with this RTT; `None`: it is not known.
+    pub(super) fn timeout(self, rtt: Option<Duration>) -> Duration {
+        match self {
+            Self::Reported { round_trips } => answer_timeout(rtt) * round_trips,
+            Self::Searched { is_serial: true } if rtt.is_none() => TIMEOUT_SERIAL,
+            Self::Searched { .. } => answer_timeout(rtt),
+        }
+    }
 }
 
 impl Burst {
@@ -120,7 +140,10 @@ impl Burst {
     ) -> Self {
         let (stage, to_send) = match method {
             BurstMethod::Reported { .. } => (Stage::Distance, VecDeque::from([DESTINATION])),
-            BurstMethod::Searched { .. } => (Stage::Waves { sent_to: 0, next_at: now }, VecDeque::new()),
+            BurstMethod::Searched { is_serial } => {
+                let first = (is_serial && known_rtt.is_none()).then_some(DESTINATION);
+                (Stage::Waves { sent_to: 0, next_at: now }, first.into_iter().collect())
+            }
         };
         let mut burst = Self {
             trigger,
@@ -155,7 +178,7 @@ impl Burst {
         };
         let last = routers.saturating_add(to_destination).min(self.hops_max);
         let mut ttls: Vec<u8> = (known.saturating_add(1)..=last).collect();
-        if self.method != (BurstMethod::Searched { is_serial: true }) {
+        if !self.method.is_serial() {
             // Random order: a router that limits its answers by time does not always miss the same traces.
             ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
         }
@@ -166,6 +189,9 @@ impl Burst {
 
     /// A probe with this TTL reached the destination. Only if that is searched for.
     pub(super) fn reached(&mut self, ttl: u8) {
+        if ttl == DESTINATION {
+            return;
+        }
         if self.nearest.is_none_or(|nearest| ttl < nearest) {
             self.nearest = Some(ttl);
             self.to_send.retain(|queued| *queued < ttl);
@@ -211,11 +237,13 @@ impl Burst {
 
     fn timeout(&self) -> Duration {
         let longest = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).max();
-        let round_trips = match self.method {
-            BurstMethod::Reported { round_trips } => round_trips,
-            BurstMethod::Searched { .. } => 1,
-        };
-        answer_timeout(longest.max(self.known_rtt)) * round_trips
+        let of_destination = self.probes.iter().find(|probe| probe.ttl == DESTINATION);
+        let of_destination = of_destination.and_then(|probe| Some(probe.answer.as_ref()?.rtt));
+        match self.known_rtt.or(of_destination) {
+            // The RTT of the hops so far says nothing about the next one.
+            None => self.method.timeout(longest.filter(|_| !self.method.is_serial())),
+            Some(known) => self.method.timeout(longest.max(Some(known))),
+        }
     }
 
     /// When the last of the probes that wait for an answer has waited long enough; `None`: none waits.
@@ -227,7 +255,8 @@ impl Burst {
 
     /// The largest TTL at which something answered; 0: none.
     fn last_answered(&self) -> u8 {
-        let answered = self.probes.iter().filter(|probe| probe.answer.is_some());
+        let is_limited = |probe: &&BurstProbe| probe.ttl != DESTINATION && probe.answer.is_some();
+        let answered = self.probes.iter().filter(is_limited);
         answered.map(|probe| probe.ttl).max().unwrap_or(0)
     }
 
@@ -236,7 +265,9 @@ impl Burst {
         match self.method {
             BurstMethod::Reported { .. } | BurstMethod::Searched { is_serial: false } => WAVE,
             BurstMethod::Searched { is_serial: true } => {
-                u8::from(sent_to.saturating_sub(self.last_answered()) < GAP_MAX)
+                let answers = self.known_rtt.is_some()
+                    || self.probes.iter().any(|probe| probe.ttl == DESTINATION && probe.answer.is_some());
+                u8::from(answers || sent_to.saturating_sub(self.last_answered()) < GAP_MAX)
             }
         }
     }
@@ -248,7 +279,7 @@ impl Burst {
             self.stage = Stage::Waves { sent_to: 0, next_at: now };
         }
         let waits_until = self.waits_until(drained);
-        if let (BurstMethod::Searched { is_serial: true }, Some(until)) = (self.method, waits_until) {
+        if let (true, Some(until)) = (self.method.is_serial(), waits_until) {
             return BurstStep::Wait(until);
         }
         if let (BurstMethod::Searched { .. }, Stage::Hops(routers)) = (self.method, self.stage)
@@ -265,8 +296,7 @@ impl Burst {
         {
             let last = sent_to.saturating_add(self.wave_after(sent_to)).min(self.hops_max);
             self.to_send.extend(sent_to + 1..=last);
-            let is_serial = self.method == BurstMethod::Searched { is_serial: true };
-            let next_at = if is_serial { now } else { now + WAVE_SPACING };
+            let next_at = if self.method.is_serial() { now } else { now + WAVE_SPACING };
             self.stage = Stage::Waves { sent_to: last, next_at };
         }
         if let Some(ttl) = self.to_send.front().copied() {
@@ -550,17 +580,23 @@ mod tests {
 
     #[test]
     fn search_without_a_destination_ends() {
-        let silent: Vec<u8> = (4..=30).collect();
+        let silent: Vec<u8> = (4..=30).chain([DESTINATION]).collect();
         let mut burst = searching(None, PARALLEL);
         let (sent, took) = search(&mut burst, 30, &silent);
         assert_eq!((ttls(&sent).len(), burst.routers()), (30, None));
         assert!(took < 200, "{took}");
-        let mut burst = searching(None, SERIAL);
-        let (sent, _) = search(&mut burst, 30, &silent);
-        assert_eq!((ttls(&sent), burst.routers()), ((1..=11).collect(), None));
-        let mut burst = searching(Some(2), SERIAL);
-        let (sent, _) = search(&mut burst, 30, &(1..=30).collect::<Vec<u8>>());
-        assert_eq!((ttls(&sent), burst.routers()), ((1..=8).collect(), None));
+        let mut burst = Burst::new(Trigger::Start, at(0), None, None, SERIAL, 30, 7);
+        let (sent, took) = search(&mut burst, 30, &silent);
+        assert_eq!((ttls(&sent), burst.routers()), (vec![1, 2, 3, 4, 5, 6, DESTINATION], None));
+        assert_eq!(took, 900 + 3 * 10 + 3 * 900);
+    }
+
+    #[test]
+    fn serial_search_asks_the_destination_first_if_its_rtt_is_unknown() {
+        let mut burst = Burst::new(Trigger::Start, at(0), None, None, SERIAL, 30, 7);
+        let (sent, took) = search(&mut burst, 9, &[2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!((sent[0].0, burst.routers()), (DESTINATION, Some(9)));
+        assert!((330..340).contains(&took), "RTTs, and 42.5 ms for each silent hop: {took}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep, SPACING, answer_timeout};
+use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep, SPACING};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
 use super::{Answer, DESTINATION, Direction, Hop, ProbeProtocol, TRACE_GAP_MIN, Trace, Trigger};
@@ -51,6 +51,9 @@ pub(super) struct TracedFlow {
     /// The TTLs of these probes, until all were sent once.
     confirmations_queued: VecDeque<u8>,
     bursts: u64,
+    /// If only one probe may be in flight: the latest one, until it is answered, and until when its answer is
+    /// waited for.
+    in_flight: Option<(u64, Timestamp)>,
     /// What the length that a burst has found says about the route.
     found_update: Option<RouteUpdate>,
 }
@@ -133,6 +136,7 @@ impl TracedFlow {
             confirm_at: at,
             confirmations_queued: VecDeque::new(),
             bursts: 0,
+            in_flight: None,
             found_update: None,
         }
     }
@@ -154,7 +158,7 @@ impl TracedFlow {
     /// How long to wait for the answer to a probe. On the way back the responder gets it, and a further probe
     /// has to fetch it there.
     pub(super) fn answer_timeout(&self) -> Duration {
-        answer_timeout(self.rtt) * round_trips(self.direction)
+        self.method().timeout(self.rtt)
     }
 
     pub(super) fn last_trigger(&self) -> Trigger {
@@ -216,6 +220,11 @@ impl TracedFlow {
                 self.begin(trigger, now);
             }
         }
+        if let Some((_, until)) = self.in_flight
+            && until > drained
+        {
+            return FlowStep::Wait(until);
+        }
         let mut until = match &mut self.burst {
             Some(burst) => match burst.step(now, drained) {
                 BurstStep::Send(ttl) => return FlowStep::Send { ttl, is_reserved: false },
@@ -258,6 +267,10 @@ impl TracedFlow {
         }
         let routers = burst.routers().or(self.routers);
         let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
+        if self.protocol.is_searching() && trace.rtt.is_none() {
+            // The way may have become longer than answers are waited for.
+            self.rtt = None;
+        }
         self.establish_route(&trace);
         for hop in trace.hops.iter().filter(|hop| hop.answers.is_empty()) {
             if self.hop(hop.ttl).is_none_or(|history| !history.is_silent()) {
@@ -351,8 +364,8 @@ impl TracedFlow {
         if self.confirmations_queued.is_empty() {
             self.confirmations_queued.extend(self.route.unconfirmed_hops());
             match (self.route.unconfirmed_length(), self.routers) {
-                // With this TTL a probe reaches the destination on the shorter route, and a router on the longer
-                // one.
+                // With this TTL a probe reaches the destination on the shorter route, and a router on the
+                // longer one.
                 (Some(other), Some(known)) if self.protocol.is_searching() => {
                     self.confirmations_queued.push_back(other.min(known).saturating_add(1));
                 }
@@ -448,6 +461,9 @@ impl TracedFlow {
 
     /// The probe that was requested is on its way to the kernel.
     pub(super) fn queued(&mut self, sequence: u64, ttl: u8, at: Timestamp) {
+        if self.protocol == ProbeProtocol::Tcp {
+            self.in_flight = Some((sequence, at + self.answer_timeout()));
+        }
         let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None, is_reached: false };
         if let Some(burst) = &mut self.burst {
             burst.queued(probe);
@@ -465,6 +481,7 @@ impl TracedFlow {
 
     /// A probe did not leave the host.
     pub(super) fn not_sent(&mut self, sequence: u64) {
+        self.in_flight.take_if(|(latest, _)| *latest == sequence);
         if let Some(burst) = &mut self.burst {
             burst.not_sent(sequence);
         }
@@ -477,6 +494,7 @@ impl TracedFlow {
     }
 
     fn answer(&mut self, sequence: u64, answer: Answer, is_reached: bool) {
+        self.in_flight.take_if(|(latest, _)| *latest == sequence);
         if let Some(probe) = self.probe_mut(sequence) {
             probe.answer.get_or_insert(answer);
             probe.is_reached = is_reached;
@@ -567,6 +585,10 @@ impl TracedFlow {
 
     /// The number of routers, from a reply to this tracer or to an echo.
     pub(super) fn observe_routers(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
+        if self.protocol.is_searching() && self.route.shorten(routers) {
+            self.routers = Some(routers);
+            return None;
+        }
         let is_new = self.routers.is_some_and(|known| known != routers);
         let update = self.route.reached(routers, at);
         if self.routers.is_none() || !self.route.has_unconfirmed_length() {

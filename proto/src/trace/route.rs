@@ -177,6 +177,23 @@ impl RouteTracker {
         self.candidate.as_ref().is_some_and(|candidate| candidate.routers.is_some())
     }
 
+    /// The destination was reached behind fewer routers than the route has, all of whose other hops have
+    /// never answered: they do not exist, and the probe that searched for the destination there was lost.
+    /// Returns false if the route has them.
+    pub(super) fn shorten(&mut self, routers: u8) -> bool {
+        let Some(route) = &mut self.current else { return false };
+        let kept = usize::from(routers);
+        let is_too_long = route.routers.is_some_and(|known| routers < known);
+        let has_answered = route.hops.iter().skip(kept).any(|hop| *hop != HopRouter::Unknown);
+        if !is_too_long || has_answered {
+            return false;
+        }
+        route.hops.truncate(kept);
+        route.routers = Some(routers);
+        self.candidate = None;
+        true
+    }
+
     /// The number of routers that is not confirmed yet.
     pub(super) fn unconfirmed_length(&self) -> Option<u8> {
         self.candidate.as_ref()?.routers.map(|(routers, _)| routers)
@@ -413,6 +430,16 @@ mod tests {
         let hops = [1, 2, 3].map(|last| HopRouter::Single(router(last)));
         tracker.establish(hops.to_vec(), Some(3));
         tracker
+    }
+
+    #[test]
+    fn hops_that_never_answered_are_removed_if_the_destination_is_nearer() {
+        let mut tracker = RouteTracker::new();
+        let hop = |last: u8| HopRouter::Single([10, 0, 0, last].into());
+        tracker.establish(vec![hop(1), hop(2), HopRouter::Unknown, HopRouter::Unknown], Some(4));
+        assert!(!tracker.shorten(1) && !tracker.shorten(4) && !tracker.shorten(5));
+        assert!(tracker.shorten(3));
+        assert_eq!(tracker.current().map(|route| (route.routers, route.hops.len())), Some((Some(3), 3)));
     }
 
     #[test]

@@ -210,6 +210,19 @@ metrics: {level: group, worst: 5}
 }
 
 #[test]
+fn trace_has_the_protocol_and_the_flows_of_the_probe_that_it_follows() {
+    let text = "targets: [{name: web, address: a, url: 'https://a/'}]\n\
+                probes: [{name: q, protocol: PROTOCOL, FLOWS targets: [web]}, {name: p, kind: trace, follows: q}]";
+    for (protocol, flows, expected) in
+        [("udp", "flows: 4,", ("udp", 4)), ("icmp", "flows: 3,", ("icmp", 3)), ("http", "", ("tcp", 1))]
+    {
+        let config = load_on("fra-1", &text.replace("PROTOCOL", protocol).replace("FLOWS", flows)).config;
+        let Kind::Trace(trace) = &config.probes[1].kind else { panic!("{:?}", config.probes) };
+        assert_eq!((trace.protocol(), trace.flows()), expected, "{protocol}");
+    }
+}
+
+#[test]
 fn labels_of_the_command_line_override_those_of_the_file() {
     let labels = BTreeMap::from([("zone".to_owned(), "b".to_owned()), ("rack".to_owned(), "7".to_owned())]);
     let host = LoadContext { labels: labels.clone(), ..host("a") };

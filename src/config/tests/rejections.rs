@@ -54,7 +54,7 @@ config.yaml: 15 problems
   line 16, column 34: probes[1].intervall: unknown key
     did you mean interval? allowed: name, kind, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
   line 17, column 1: key-file: unknown key
-    did you mean key_file? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
+    did you mean key_file? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
     assert_eq!(rejected(text).display("config.yaml").to_string(), expected);
 }
 
@@ -349,19 +349,23 @@ fn probe_that_cannot_run_is_rejected() {
         (
             "probes: [{name: p, kind: trace, follows: q}, {name: q}]",
             &["line 1, column 42: probes[0].follows: no probe before this one is named q; \
-               name an echo probe over udp, and list it first"],
+               name an echo probe, and list it first"],
         ),
         (
-            "probes: [{name: q, protocol: icmp}, {name: p, kind: trace, follows: q}]",
-            &["line 1, column 69: probes[1].follows: q sends no UDP datagrams of its own; \
-               name an echo probe over udp"],
+            "probes: [{name: q, kind: sample}, {name: p, kind: trace, follows: q}]",
+            &["line 1, column 67: probes[1].follows: q sends no packets of its own; name an echo probe"],
+        ),
+        (
+            "probes: [{name: q, protocol: icmp}, {name: p, kind: trace, follows: q, protocol: udp}]",
+            &["line 1, column 82: probes[1].protocol: q is measured over icmp; \
+               remove this key, or follow a probe over the protocol"],
         ),
         (
             "probes: [{name: q}, {name: p, kind: trace, follows: q, interval: 1s, hops_max: 65, dscp: ef}]",
             &[
                 "line 1, column 66: probes[1].interval: 1s is out of range; write 2s to 1h",
                 "line 1, column 80: probes[1].hops_max: 65 is out of range; write a whole number from 1 to 64",
-                "line 1, column 84: probes[1].dscp: unknown key; allowed: name, kind, follows, interval, hops_max",
+                "line 1, column 84: probes[1].dscp: unknown key; allowed: name, kind, follows, interval, protocol, hops_max, hop_metrics",
             ],
         ),
         (
@@ -524,12 +528,12 @@ fn unknown_or_duplicate_key_is_rejected() {
         (
             "prboes: []",
             &["line 1, column 1: prboes: unknown key; \
-                 did you mean probes? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
+                 did you mean probes? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
         ),
         (
             "timeout: 5s",
             &["line 1, column 1: timeout: unknown key; \
-                 allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
+                 allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
         ),
         ("agent: {}\nlog: {}\nagent: {}", &["line 3, column 1: agent: duplicate key; remove one of the two"]),
         (

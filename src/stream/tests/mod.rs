@@ -30,7 +30,9 @@ use pathmeter_proto::wire::websocket::MessageFormat;
 use socket2::SockRef;
 use tokio_tungstenite::tungstenite;
 
-use super::{Dial, ExpectedResponse, HttpTarget, StreamEcho, StreamHandle, StreamProtocol};
+use super::{
+    Dial, ExpectedResponse, HttpTarget, Observer, StreamEcho, StreamHandle, StreamProtocol, StreamTask,
+};
 use crate::clock::Clock;
 use crate::loops::{LoopEvent, NewPath};
 use crate::metrics::echo::EchoSeries;
@@ -447,9 +449,12 @@ impl RunningPath {
             connect_interval,
             series: Arc::clone(&series),
             stream,
-            reports: Some(report_sender),
+            // The receiver may be gone.
+            observer: Observer(Box::new(move |report| {
+                let _ = report_sender.send(*report);
+            })),
         };
-        handle.start(NewPath { id: ID, task: echo, peer_left_at: None });
+        handle.start(NewPath { id: ID, task: StreamTask::Echo(Box::new(echo)), peer_left_at: None });
         Self { handle, events, reports, exporter, series, observed: Observed::default() }
     }
 

@@ -15,6 +15,7 @@ mod path_mtu;
 mod streams;
 mod testbed;
 mod trace;
+mod trace_protocols;
 mod watched;
 mod websocket;
 
@@ -177,6 +178,8 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_change", trace::change),
         trial("trace_limited", trace::limited),
         trial("trace_labels", trace::labels),
+        trial("trace_protocols", trace_protocols::chain),
+        trial("trace_protocols_change", trace_protocols::change),
         repeatable("trace_lossy_flow", trace::lossy_flow),
         trial("websocket_admission", websocket::admission),
     ]

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::agent::{NodeAgent, PROGRAM};
 use crate::testbed::Inconclusive;
 
-const ROUTERS: usize = 8;
+pub(crate) const ROUTERS: usize = 8;
 
 /// An interval, and sixteen answers of a router that is asked 0.8 times per second.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// An agent on `name` that measures and traces the agent on `peer`.
 fn start<'a>(net: &'a Net, name: &str, peer: (&str, IpAddr), flows: u8) -> NodeAgent<'a> {
@@ -67,13 +67,13 @@ fn whole_trace(agent: &NodeAgent<'_>, direction: &str, routers: usize) -> Value 
     })
 }
 
-fn address_of(text: &Value) -> IpAddr {
+pub(crate) fn address_of(text: &Value) -> IpAddr {
     text.as_str().unwrap().parse().unwrap()
 }
 
 /// The routers of a chain, by the address of the interface at which the packets arrive, from `a` to `b`
 /// (forward) or back.
-fn routers_of_chain(is_v4: bool, direction: &str) -> Vec<IpAddr> {
+pub(crate) fn routers_of_chain(is_v4: bool, direction: &str) -> Vec<IpAddr> {
     let end = if direction == "forward" { 2 } else { 1 };
     let address = |cable| match is_v4 {
         true => format!("10.77.{cable}.{end}"),

@@ -1,0 +1,220 @@
+//! Drives a task whose datagrams are TCP segments with SYN, for traces over TCP.
+//!
+//! Each probe is an attempt to connect with a limited TTL. The socket's error queue tells the router at which
+//! the TTL ended, which needs no privilege while a connection is being established (Linux `tcp_v4_err`).
+//! A probe that reaches the destination establishes a connection, or is refused; either way the socket is
+//! closed with a reset. All probes of a path have the same ports, so that they take the same route.
+
+mod probe;
+
+use std::future::{Future, pending};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::machine::{Arrival, HostDrops, Now, Send, TimestampSource};
+use pathmeter_proto::time::Timestamp;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::yield_now;
+use tokio::time::sleep;
+
+use super::path::PathCommand;
+use crate::clock::{Clock, ClockEvent};
+use crate::datagram::{NewTask, Notice, Task, TaskStep, Traffic, not_sent_reason};
+use crate::loops::LoopEvent;
+use crate::metrics::agent::LoopSeries;
+use crate::paths::PathId;
+use probe::{Outcome, SynProbe};
+
+/// A path whose task probes over TCP.
+pub(super) struct SynPath {
+    id: PathId,
+    to: SocketAddr,
+    /// The port is 0 until the first probe.
+    source: SocketAddr,
+    task: Box<dyn Task>,
+    clock: Clock,
+    /// All answers that arrived before this time were passed to the task.
+    drained: Timestamp,
+    /// The probe in flight, with the bytes that identify it. A second one could not have the same ports.
+    in_flight: Option<(Vec<u8>, Attempt)>,
+    traffic: Traffic,
+    commands: UnboundedReceiver<PathCommand>,
+    series: Arc<LoopSeries>,
+    events: tokio::sync::mpsc::Sender<LoopEvent>,
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Outcome> + std::marker::Send>>;
+
+/// Longest time without a step of the task, which may have been given something to do.
+const STEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What wakes a path.
+enum Wakeup {
+    Command(Option<PathCommand>),
+    Ended(Outcome),
+    Time,
+}
+
+impl SynPath {
+    pub(super) fn new(
+        id: PathId,
+        new: NewTask,
+        commands: UnboundedReceiver<PathCommand>,
+        series: Arc<LoopSeries>,
+        events: tokio::sync::mpsc::Sender<LoopEvent>,
+    ) -> Self {
+        let now = Clock::now();
+        let task = (new.build)(vec![0; usize::from(new.flows)], now);
+        Self {
+            id,
+            to: new.to,
+            source: SocketAddr::new(new.source.address, new.source.port),
+            task,
+            clock: Clock::new(),
+            drained: now,
+            in_flight: None,
+            traffic: Traffic::default(),
+            commands,
+            series,
+            events,
+        }
+    }
+
+    /// Runs until a command ends the path.
+    pub(super) async fn run(mut self) {
+        loop {
+            if let Some(ClockEvent::Suspend(_)) = self.clock.read().1 {
+                self.task.withdraw();
+            }
+            let Some(until) = self.drive() else { break };
+            let span = until.since(Clock::now()).min(STEP_INTERVAL);
+            let wakeup = tokio::select! {
+                biased;
+                command = self.commands.recv() => Wakeup::Command(command),
+                outcome = ended(&mut self.in_flight) => Wakeup::Ended(outcome),
+                () = sleep(span) => Wakeup::Time,
+            };
+            match wakeup {
+                Wakeup::Command(Some(PathCommand::PeerLeaving(at))) => self.task.peer_leaving(at),
+                Wakeup::Command(Some(PathCommand::Stop)) => self.task.stop(),
+                Wakeup::Command(None) => {
+                    self.task.stop();
+                    self.task.withdraw();
+                    self.drive();
+                    break;
+                }
+                Wakeup::Ended(outcome) => self.ended(outcome),
+                Wakeup::Time => self.drain().await,
+            }
+            self.series.wakeups.inc();
+        }
+        if !self.task.is_balanced(Clock::now()) {
+            self.series.accounting_errors.inc();
+        }
+        self.emit(LoopEvent::Finished(self.id));
+    }
+
+    /// Passes an answer that has arrived to the task, so that a probe is not given up while its answer waits.
+    async fn drain(&mut self) {
+        let now = Clock::now();
+        // Lets the runtime poll the sockets.
+        yield_now().await;
+        tokio::select! {
+            biased;
+            outcome = ended(&mut self.in_flight) => self.ended(outcome),
+            () = yield_now() => {}
+        }
+        self.drained = now;
+    }
+
+    /// Steps the task until it waits. Returns until when; `None` when it has finished.
+    fn drive(&mut self) -> Option<Timestamp> {
+        loop {
+            let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
+            let mut identifier = Vec::new();
+            let mut drops = HostDrops::default();
+            match self.task.step(now, &mut drops, &mut identifier, &mut self.traffic) {
+                TaskStep::Send(send) => self.send(&send, identifier),
+                // A deadline in the past is decided when all answers before it are passed to the task.
+                TaskStep::Wait(until) if until <= now.at && self.drained < now.at => return Some(now.at),
+                TaskStep::Wait(until) => return Some(until),
+                TaskStep::Notify(Notice::Path(event)) => self.emit(LoopEvent::OfPath { id: self.id, event }),
+                // Only tasks with a companion or a follower, or on the agent port, send these.
+                TaskStep::Notify(Notice::PeerLeaving(_) | Notice::Wake(_)) => {}
+                TaskStep::Finished => return None,
+            }
+        }
+    }
+
+    fn send(&mut self, send: &Send, identifier: Vec<u8>) {
+        // Closes the previous one.
+        self.in_flight = None;
+        let at = Clock::now();
+        match SynProbe::start(self.to, self.source, send.ttl, send.tos) {
+            Ok((probe, source)) => {
+                if self.source.port() == 0 {
+                    self.source.set_port(source.port());
+                    let address = local_address(self.to).unwrap_or_else(|| source.ip());
+                    let sources = vec![SocketAddr::new(address, source.port())];
+                    self.emit(LoopEvent::Started { id: self.id, sources });
+                }
+                self.task.sent(send.id, at, TimestampSource::User);
+                self.in_flight = Some((identifier, Box::pin(probe.outcome(at))));
+            }
+            Err(error) => {
+                if let Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL) = error.raw_os_error() {
+                    // Somebody has taken the port: the next probe gets another one.
+                    self.source.set_port(0);
+                }
+                self.task.not_sent(send.id, not_sent_reason(&error));
+            }
+        }
+    }
+
+    /// The probe in flight has an outcome.
+    fn ended(&mut self, outcome: Outcome) {
+        let Some((identifier, _)) = self.in_flight.take() else { return };
+        let now = Clock::now();
+        let (at, by, icmp) = match outcome {
+            Outcome::Reached { at, by } => (at, by, None),
+            Outcome::Expired { timestamp, sent_at, icmp } => match timestamp {
+                Some(timestamp) => {
+                    let at = self.clock.monotonic_of(timestamp, sent_at, now);
+                    (at, TimestampSource::Kernel, Some(icmp))
+                }
+                None => (now, TimestampSource::User, Some(icmp)),
+            },
+            Outcome::Nothing => return,
+        };
+        let arrival = Arrival { at, by, from: self.to, to: None, flow: 0, ttl: None, tos: None, icmp };
+        self.task.received(&identifier, &arrival);
+    }
+
+    fn emit(&self, event: LoopEvent) {
+        if self.events.try_send(event).is_err() {
+            self.series.events_dropped.inc();
+        }
+    }
+}
+
+/// The outcome of the probe in flight; never, if there is none.
+async fn ended(in_flight: &mut Option<(Vec<u8>, Attempt)>) -> Outcome {
+    match in_flight {
+        Some((_, attempt)) => attempt.await,
+        None => pending().await,
+    }
+}
+
+/// The local address for packets to `to`; `None` if there is no route.
+fn local_address(to: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Sends nothing.
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(to).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
