@@ -226,6 +226,25 @@ pub struct WebSocketRules {
     pub message_bytes_max: usize,
     /// A client that sends nothing for this long is disconnected.
     pub idle_timeout: Duration,
+    /// The clients to which the route is traced.
+    pub trace: TracedClients,
+    /// Largest TTL of these traces.
+    pub trace_hops_max: u8,
+    /// How long a router, or the client, may take to answer a probe.
+    pub trace_timeout: Duration,
+    /// Maximum traces of clients that begin per second.
+    pub traces_per_second: u32,
+}
+
+/// The clients of `/ws` to which the route is traced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TracedClients {
+    /// None.
+    Off,
+    /// Those that ask for it by a subprotocol.
+    Asked,
+    /// All.
+    All,
 }
 
 /// The web pages that may connect to `/ws`.

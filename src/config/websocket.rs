@@ -7,7 +7,7 @@ use super::diagnostic::quoted;
 use super::file::Node;
 use super::reader::{MappingReader, ValueReader};
 use super::values::{duration, size};
-use super::{Origin, Origins, WebSocketRules};
+use super::{Origin, Origins, TracedClients, WebSocketRules};
 
 /// Concurrent clients. Chosen: idle clients of this number take 200 MiB.
 const CLIENTS: usize = 10_000;
@@ -26,6 +26,21 @@ const MESSAGE_BYTES_ALLOWED: RangeInclusive<u64> = 128..=1 << 20;
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
+const TRACED: [(&str, TracedClients); 3] =
+    [("off", TracedClients::Off), ("asked", TracedClients::Asked), ("all", TracedClients::All)];
+
+/// Largest TTL of a trace to a client: the default of traceroute.
+const TRACE_HOPS: u8 = 30;
+const TRACE_HOPS_ALLOWED: RangeInclusive<i128> = 1..=64;
+
+/// How long an answer is waited for. Chosen: more than the RTT of a mobile network.
+const TRACE_TIMEOUT: Duration = Duration::from_millis(1_200);
+const TRACE_TIMEOUT_ALLOWED: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+
+/// Traces of clients per second. Chosen: twelve routers each, a quarter of what the agent sends to routers.
+const TRACES_PER_SECOND: u32 = 1;
+const TRACES_ALLOWED: RangeInclusive<i128> = 1..=100;
+
 /// Maximum origins in `websocket.origins`.
 const ORIGINS_MAX: usize = 100;
 
@@ -40,6 +55,13 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
         section.key("messages_per_second", |value| value.number(&MESSAGES_ALLOWED)).or(MESSAGES_PER_SECOND);
     let message_bytes_max =
         section.key("message_bytes_max", |value| size(value, &MESSAGE_BYTES_ALLOWED)).or(MESSAGE_BYTES);
+    let trace = section.key("trace", |value| value.one_of(&TRACED)).or(TracedClients::Asked);
+    let trace_hops_max =
+        section.key("trace_hops_max", |value| value.number(&TRACE_HOPS_ALLOWED)).or(TRACE_HOPS);
+    let trace_timeout =
+        section.key("trace_timeout", |value| duration(value, &TRACE_TIMEOUT_ALLOWED)).or(TRACE_TIMEOUT);
+    let traces_per_second =
+        section.key("traces_per_second", |value| value.number(&TRACES_ALLOWED)).or(TRACES_PER_SECOND);
     let idle_timeout = section.key("idle_timeout", |value| duration(value, &IDLE_ALLOWED)).or(IDLE);
 
     if open == Some(true) {
@@ -55,6 +77,10 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
         messages_per_second: messages_per_second?,
         message_bytes_max: usize::try_from(message_bytes_max?).expect("at most 1 MiB"),
         idle_timeout: idle_timeout?,
+        trace: trace?,
+        trace_hops_max: trace_hops_max?,
+        trace_timeout: trace_timeout?,
+        traces_per_second: traces_per_second?,
     })
 }
 

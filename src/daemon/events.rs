@@ -26,6 +26,7 @@ impl Daemon {
                 }
                 self.pending.add(|pending| pending.publish = true);
             }
+            LoopEvent::NotStarted { id, reason } if self.client_traces.not_started(id, &reason) => {}
             LoopEvent::NotStarted { id, reason } => {
                 if let Some(key) = self.measuring.fleet.not_started(id, reason.clone()) {
                     let PathKey { probe, peer, family } = &key;

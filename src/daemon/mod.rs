@@ -1,5 +1,6 @@
 //! The running agent: start, event loop, reload, and shutdown.
 
+mod client_traces;
 mod discovery;
 mod events;
 mod file_watch;
@@ -27,6 +28,7 @@ use pathmeter_proto::wire::AgentKind;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use self::client_traces::ClientTraces;
 use self::file_watch::ConfigWatch;
 use self::history::History;
 use self::listen::{bind_agent, bind_all, bind_http, port_of};
@@ -56,7 +58,7 @@ use crate::settings::{Settings, SettingsError};
 use crate::stream::{self, responder::StreamAccess};
 use crate::systemd::Notifier;
 use crate::trace_log::TraceLog;
-use crate::websocket;
+use crate::websocket::{self, ClientTraceRequest};
 
 /// The source from which a running agent reloads its configuration.
 #[derive(Debug, Clone)]
@@ -83,6 +85,7 @@ pub struct Daemon {
     ports: Ports,
     membership: Membership,
     measuring: Measuring,
+    client_traces: ClientTraces,
     servers: Servers,
     observability: Observability,
     history: History,
@@ -98,6 +101,7 @@ struct Channels {
     polls: PollResults,
     reloads: mpsc::Receiver<ReloadRequest>,
     trace_requests: mpsc::Receiver<TraceRequest>,
+    client_traces: mpsc::Receiver<ClientTraceRequest>,
 }
 
 /// Reload requests that wait for the daemon; further ones wait in their HTTP requests.
@@ -105,6 +109,9 @@ const RELOADS_PENDING_MAX: usize = 4;
 
 /// Requests for traces that wait for the daemon; further ones wait in their HTTP requests.
 const TRACE_REQUESTS_PENDING_MAX: usize = 16;
+
+/// Clients that wait for a trace; further ones are told to connect again.
+const CLIENT_TRACES_PENDING_MAX: usize = 64;
 
 /// The maximum interval of the tick, at which the watchdog and retries are handled.
 const TICK: Duration = Duration::from_secs(1);
@@ -147,6 +154,7 @@ impl Daemon {
         membership.rebuild_roster(&settings);
         let (reload_sender, reloads) = mpsc::channel(RELOADS_PENDING_MAX);
         let (trace_sender, trace_requests) = mpsc::channel(TRACE_REQUESTS_PENDING_MAX);
+        let (client_trace_sender, client_traces) = mpsc::channel(CLIENT_TRACES_PENDING_MAX);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
@@ -196,7 +204,8 @@ impl Daemon {
             websocket: websocket::WebSocketResponder::new(
                 settings.config.websocket.clone(),
                 Arc::clone(&exporter.websocket),
-            ),
+            )
+            .with_traces(client_trace_sender),
             events: Arc::clone(&event_log),
             traces: Arc::clone(&traces),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
@@ -232,12 +241,13 @@ impl Daemon {
                 fleet: Fleet::new(boot_id),
                 loops: Loops { prober, streams, probe_budget, traces: Arc::clone(&traces) },
             },
+            client_traces: ClientTraces::default(),
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             history,
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
-            channels: Channels { events, polls, reloads, trace_requests },
+            channels: Channels { events, polls, reloads, trace_requests, client_traces },
             settings,
         })
     }
@@ -279,6 +289,13 @@ impl Daemon {
                 Some(TraceRequest { target, started }) = self.channels.trace_requests.recv() => {
                     // The requester may not wait for the outcome.
                     let _ = started.send(self.measuring.request_traces(&target));
+                }
+                Some(request) = self.channels.client_traces.recv() => {
+                    let (loops, events) = (&self.measuring.loops, &self.observability.events);
+                    self.client_traces.start(request, &self.settings, loops, events);
+                }
+                Some(id) = self.client_traces.next_ended() => {
+                    self.client_traces.stop(id, &self.measuring.loops);
                 }
                 () = tokio::time::sleep_until(
                     self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)

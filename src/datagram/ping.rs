@@ -116,11 +116,21 @@ impl Socket {
 /// Whether this process may open ping sockets for a family, and therefore needs no raw one.
 #[must_use]
 pub fn opens_ping_sockets(address: IpAddr) -> bool {
+    opens_icmp(address, Type::DGRAM)
+}
+
+/// Whether this process may open sockets for ICMP echo, of either kind.
+#[must_use]
+pub fn opens_icmp_sockets(address: IpAddr) -> bool {
+    opens_ping_sockets(address) || opens_icmp(address, Type::RAW)
+}
+
+fn opens_icmp(address: IpAddr, kind: Type) -> bool {
     let (domain, protocol) = match address {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
     };
-    Socket2::new(domain, Type::DGRAM.cloexec(), Some(protocol)).is_ok()
+    Socket2::new(domain, kind.cloexec(), Some(protocol)).is_ok()
 }
 
 /// Whether this kind of socket is not permitted or not supported by the kernel.

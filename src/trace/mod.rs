@@ -6,16 +6,17 @@ mod path;
 mod series;
 mod task;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use pathmeter_proto::trace::DirectedReport;
+use pathmeter_proto::trace::{DirectedReport, ProbeProtocol};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::Probe;
 use crate::config::trace::Trace;
 use crate::metrics::AnySeries;
-use crate::probe::{Groups, Plan, ProbeKind, Remote, StartContext};
+use crate::probe::{Groups, Path, Plan, ProbeKind, Remote, StartContext};
 use crate::settings::Settings;
 
 use path::{TracePath, TracePlan};
@@ -30,6 +31,29 @@ pub fn start(
 ) {
     let plan = TracePlan::new(probe, trace, remote, address, start.settings);
     TracePath::start(plan, start, None, Some(reports));
+}
+
+/// A trace of one flow to any host, which is not repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct SingleTrace {
+    /// The packets of its probes.
+    pub protocol: ProbeProtocol,
+    /// The host. The port is not used for ICMP.
+    pub to: SocketAddr,
+    /// Largest TTL.
+    pub hops_max: u8,
+    /// How long to wait for each answer.
+    pub answer_wait: Duration,
+}
+
+/// Starts a single trace, and passes every report to `reports`. It must be stopped after the first complete
+/// trace.
+pub fn start_once(
+    once: &SingleTrace,
+    start: &StartContext<'_>,
+    reports: UnboundedSender<DirectedReport>,
+) -> Box<dyn Path> {
+    Box::new(TracePath::start(TracePlan::once(once), start, None, Some(reports)))
 }
 
 impl ProbeKind for Trace {

@@ -12,6 +12,7 @@ use pathmeter_proto::trace::{DirectedReport, Direction, ProbeProtocol, TraceSpec
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::SingleTrace;
 use super::json::flow_json;
 use super::series::DirectedSeries;
 use super::task::trace_task;
@@ -39,6 +40,8 @@ pub(super) struct TracePlan {
     source: SourceChoice,
     flows: u8,
     hops_max: u8,
+    /// How long to wait for each answer; `None`: as long as the RTT suggests.
+    answer_wait: Option<Duration>,
     has_hop_metrics: bool,
     keys: KeyChoice,
     quirks: Option<Quirks>,
@@ -75,12 +78,36 @@ impl TracePlan {
             source: SourceChoice::toward(address, probe.source, port, dont_fragment),
             flows: trace.flows(),
             hops_max: trace.hops_max,
+            answer_wait: None,
             has_hop_metrics: trace.hop_metrics,
             keys,
             quirks,
         }
     }
 }
+
+impl TracePlan {
+    /// The plan of a single trace to any host.
+    pub(super) fn once(once: &SingleTrace) -> Self {
+        let SingleTrace { protocol, to, hops_max, answer_wait } = *once;
+        Self {
+            protocol,
+            to,
+            interval: ONCE,
+            dscp: Dscp::DEFAULT,
+            source: SourceChoice::toward(to.ip(), None, None, false),
+            flows: 1,
+            hops_max,
+            answer_wait: Some(answer_wait),
+            has_hop_metrics: false,
+            keys: KeyChoice::None,
+            quirks: None,
+        }
+    }
+}
+
+/// Longer than a single trace runs: it is not repeated.
+const ONCE: Duration = Duration::from_secs(3_600);
 
 impl Plan for TracePlan {
     fn to(&self) -> SocketAddr {
@@ -133,6 +160,7 @@ impl TracePath {
             ssids: vec![0; usize::from(plan.flows)],
             interval: plan.interval,
             hops_max: plan.hops_max,
+            answer_wait: plan.answer_wait,
             dscp: plan.dscp,
             keys: start.settings.keys.get(plan.keys, &start.key.peer),
             quirks: plan.quirks,
@@ -146,7 +174,7 @@ impl TracePath {
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);
         let (id, peer_left_at) = (start.id, start.peer_left_at);
         match plan.protocol {
-            ProbeProtocol::Udp | ProbeProtocol::Icmp => {
+            ProbeProtocol::Udp | ProbeProtocol::ClosedPort | ProbeProtocol::Icmp => {
                 start.loops.prober.start(NewPath { id, task, peer_left_at });
             }
             ProbeProtocol::Tcp => {
@@ -166,7 +194,9 @@ impl Path for TracePath {
 
     fn stop(&self, loops: &Loops) {
         match self.plan.protocol {
-            ProbeProtocol::Udp | ProbeProtocol::Icmp => loops.prober.remove(self.id),
+            ProbeProtocol::Udp | ProbeProtocol::ClosedPort | ProbeProtocol::Icmp => {
+                loops.prober.remove(self.id);
+            }
             ProbeProtocol::Tcp => loops.streams.remove(self.id),
         }
     }

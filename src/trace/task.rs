@@ -33,7 +33,7 @@ pub(super) fn trace_task(
         protocol: match spec.protocol {
             ProbeProtocol::Icmp => DatagramProtocol::Icmp,
             // Over TCP the loop of connections opens the sockets.
-            ProbeProtocol::Udp | ProbeProtocol::Tcp => DatagramProtocol::Udp,
+            ProbeProtocol::Udp | ProbeProtocol::ClosedPort | ProbeProtocol::Tcp => DatagramProtocol::Udp,
         },
         to: spec.to,
         source,

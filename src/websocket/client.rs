@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -17,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::rate_limit::RateLimit;
+use super::trace::{ClientTrace, TraceUpdate};
 use crate::config::WebSocketRules;
 use crate::metrics::websocket::{CloseReason, WebSocketSeries};
 
@@ -60,6 +62,7 @@ pub(super) async fn serve<S>(
     stream: S,
     rules: ClientRules,
     series: &WebSocketSeries,
+    trace: Option<ClientTrace>,
     close_requested: impl Future<Output = ()>,
 ) -> CloseReason
 where
@@ -73,7 +76,7 @@ where
         .max_message_size(Some(rules.message_bytes_max))
         .max_frame_size(Some(rules.message_bytes_max));
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-    let mut client = Client { socket, rules, series };
+    let mut client = Client { socket, rules, series, trace };
     let closing = tokio::select! {
         closing = client.echo() => closing,
         () = close_requested => Closing {
@@ -92,6 +95,8 @@ struct Client<'a, S> {
     socket: WebSocketStream<S>,
     rules: ClientRules,
     series: &'a WebSocketSeries,
+    /// `None`: the client is not traced, or has received everything.
+    trace: Option<ClientTrace>,
 }
 
 /// Why a connection ends, and the close frame to send.
@@ -118,6 +123,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             let message = tokio::select! {
                 biased;
                 message = self.socket.next() => message,
+                update = next_update(&mut self.trace) => {
+                    if let Some(update) = update
+                        && let Err(closing) = self.write(Message::text(json!(update).to_string())).await
+                    {
+                        return closing;
+                    }
+                    continue;
+                }
                 () = idle_timer.as_mut() => {
                     if is_ping_pending {
                         let frame = Some((CloseCode::Away, "idle"));
@@ -202,6 +215,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             CloseReason::Stalled | CloseReason::Error => return,
         }
         let _ = self.socket.get_mut().shutdown().await;
+    }
+}
+
+/// The next result for a client that has asked for it; never, if there is none. `None`: nothing to write.
+async fn next_update(trace: &mut Option<ClientTrace>) -> Option<TraceUpdate> {
+    let Some(ClientTrace { updates, is_asked }) = trace else { return pending().await };
+    match updates.recv().await {
+        Some(update) => Some(update).filter(|_| *is_asked),
+        None => {
+            *trace = None;
+            None
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{
     CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
-    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -181,6 +181,11 @@ pub(super) fn check_origin(
 
 /// Maximum number of characters of an origin in messages.
 const SHOWN_CHARS_MAX: usize = 128;
+
+/// Whether the client offers a subprotocol (RFC 6455 section 1.9).
+pub(super) fn offers(request: &Request<Bytes>, subprotocol: &str) -> bool {
+    lists(request, &SEC_WEBSOCKET_PROTOCOL, subprotocol)
+}
 
 /// Returns whether a comma-separated header contains this word.
 fn lists<B>(request: &Request<B>, header: &HeaderName, word: &str) -> bool {

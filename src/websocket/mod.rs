@@ -8,6 +8,7 @@ mod handshake;
 mod rate_limit;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,13 +17,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::WebSocketRules;
+use crate::config::{TracedClients, WebSocketRules};
 use crate::event_log::EventFeed;
 use crate::http::server::Body;
 use crate::identity::WouldAnswer;
@@ -31,6 +33,10 @@ use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
 pub use handshake::is_requested;
+use trace::ClientTrace;
+pub use trace::{ClientTraceRequest, TRACE_SUBPROTOCOL, TraceUpdate};
+
+const TRACED: HeaderValue = HeaderValue::from_static(TRACE_SUBPROTOCOL);
 
 /// Accepts WebSocket clients and echoes their messages. Each client is a task, which ends soon after it is
 /// told to close.
@@ -39,6 +45,8 @@ pub struct WebSocketResponder {
     rules: ArcSwap<WebSocketRules>,
     connections: Arc<ConnectionLimit>,
     series: Arc<WebSocketSeries>,
+    /// Sends requests for traces to the daemon; `None`: clients are not traced.
+    traces: Option<mpsc::Sender<ClientTraceRequest>>,
     /// Incremented to close all clients connected before.
     close_requests: watch::Sender<u64>,
     is_shutting_down: AtomicBool,
@@ -54,10 +62,17 @@ impl WebSocketResponder {
             rules: ArcSwap::from_pointee(rules),
             connections: Arc::new(ConnectionLimit::new(Arc::clone(&series))),
             series,
+            traces: None,
             close_requests: watch::Sender::new(0),
             is_shutting_down: AtomicBool::new(false),
             is_muted: Arc::default(),
         }
+    }
+
+    /// Lets clients be traced, as far as the rules say.
+    #[must_use]
+    pub fn with_traces(self, traces: mpsc::Sender<ClientTraceRequest>) -> Self {
+        Self { traces: Some(traces), ..self }
     }
 
     /// Replaces the rules for new clients. Connected clients keep their rules and stay connected even above a
@@ -95,8 +110,12 @@ impl WebSocketResponder {
         // Subscribe before accepting, so that no close request is missed.
         let close_requests = self.close_requests.subscribe();
         match self.admit(&request, peer, admission) {
-            Ok((response, permit)) => {
-                self.spawn_client(&mut request, peer, permit, close_requests);
+            Ok((mut response, permit)) => {
+                let trace = self.request_trace(&request, peer);
+                if trace.as_ref().is_some_and(|trace| trace.is_asked) {
+                    response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, TRACED);
+                }
+                self.spawn_client(&mut request, peer, permit, trace, close_requests);
                 response
             }
             Err(refusal) => {
@@ -151,11 +170,32 @@ impl WebSocketResponder {
         Ok((response, permit))
     }
 
+    /// Requests a trace to a client, if the rules say so.
+    fn request_trace(&self, request: &Request<Bytes>, peer: SocketAddr) -> Option<ClientTrace> {
+        let traces = self.traces.as_ref()?;
+        let is_asked = handshake::offers(request, TRACE_SUBPROTOCOL);
+        match self.rules.load().trace {
+            TracedClients::Off => return None,
+            TracedClients::Asked if !is_asked => return None,
+            TracedClients::Asked | TracedClients::All => {}
+        }
+        let (sender, updates) = mpsc::unbounded_channel();
+        let error_sender = sender.clone();
+        let request = ClientTraceRequest { client: peer.ip(), updates: sender };
+        if traces.try_send(request).is_err() {
+            let reason = "too many clients ask for a trace; connect again later".to_owned();
+            // The receiver is in this function.
+            let _ = error_sender.send(TraceUpdate::Error { reason });
+        }
+        Some(ClientTrace { updates, is_asked })
+    }
+
     fn spawn_client(
         &self,
         request: &mut Request<Bytes>,
         peer: SocketAddr,
         permit: ConnectionPermit,
+        trace: Option<ClientTrace>,
         mut close_requests: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
@@ -167,7 +207,8 @@ impl WebSocketResponder {
                 Ok(Ok(upgraded)) => {
                     // A dropped sender counts as a close request, since it cannot send one later.
                     let close_requested = async { drop(close_requests.changed().await) };
-                    client::serve(TokioIo::new(upgraded), client_rules, &series, close_requested).await
+                    let stream = TokioIo::new(upgraded);
+                    client::serve(stream, client_rules, &series, trace, close_requested).await
                 }
                 Ok(Err(_)) | Err(_) => CloseReason::Error,
             };

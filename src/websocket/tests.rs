@@ -40,8 +40,10 @@ fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
     let (close, close_requested) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {
-        client::serve(server_stream, client_rules, &counted, async { close_requested.await.unwrap_or(()) })
-            .await
+        client::serve(server_stream, client_rules, &counted, None, async {
+            close_requested.await.unwrap_or(())
+        })
+        .await
     });
     Served { stream, series, ended, close }
 }

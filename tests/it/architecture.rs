@@ -114,6 +114,7 @@ const RULES: [Rule; 13] = [
             "src/api/routes.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",
+            "src/daemon/client_traces.rs",
             "src/daemon/history.rs",
             "src/discovery/files.rs",
             "src/discovery/http.rs",

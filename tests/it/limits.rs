@@ -107,6 +107,11 @@ const MEASURING: &[Row] = &[
         "further ones wait; the lookup has failed",
     ),
     ("events stored for `/api/v1/events`", &["src/event_log/mod.rs:EVENTS_MAX"], "the oldest is dropped"),
+    (
+        "traces of clients of `/ws` that begin at once; clients that wait for one",
+        &["src/daemon/client_traces.rs:BURST", "src/daemon/mod.rs:CLIENT_TRACES_PENDING_MAX"],
+        "refused with a reason",
+    ),
     ("clients that follow events", &["src/event_log/mod.rs:FEEDS_MAX"], "503"),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (

@@ -57,6 +57,8 @@ pub(super) enum BurstMethod {
     Searched {
         /// Whether only one probe is in flight.
         is_serial: bool,
+        /// How long to wait for each answer; `None`: as long as the RTT suggests.
+        wait: Option<Duration>,
     },
 }
 
@@ -114,15 +116,16 @@ fn answer_timeout(rtt: Option<Duration>) -> Duration {
 
 impl BurstMethod {
     const fn is_serial(self) -> bool {
-        matches!(self, Self::Searched { is_serial: true })
+        matches!(self, Self::Searched { is_serial: true, .. })
     }
 
     /// How long to wait for the answer to a probe on a path with this RTT; `None`: it is not known.
     pub(super) fn timeout(self, rtt: Option<Duration>) -> Duration {
         match self {
             Self::Reported { round_trips } => answer_timeout(rtt) * round_trips,
-            Self::Searched { is_serial: true } if rtt.is_none() => TIMEOUT_SERIAL,
-            Self::Searched { .. } => answer_timeout(rtt),
+            Self::Searched { wait: Some(wait), .. } => wait,
+            Self::Searched { is_serial: true, wait: None } if rtt.is_none() => TIMEOUT_SERIAL,
+            Self::Searched { wait: None, .. } => answer_timeout(rtt),
         }
     }
 }
@@ -140,7 +143,7 @@ impl Burst {
     ) -> Self {
         let (stage, to_send) = match method {
             BurstMethod::Reported { .. } => (Stage::Distance, VecDeque::from([DESTINATION])),
-            BurstMethod::Searched { is_serial } => {
+            BurstMethod::Searched { is_serial, .. } => {
                 let first = (is_serial && known_rtt.is_none()).then_some(DESTINATION);
                 (Stage::Waves { sent_to: 0, next_at: now }, first.into_iter().collect())
             }
@@ -263,8 +266,8 @@ impl Burst {
     /// Number of hops in the next wave after this TTL.
     fn wave_after(&self, sent_to: u8) -> u8 {
         match self.method {
-            BurstMethod::Reported { .. } | BurstMethod::Searched { is_serial: false } => WAVE,
-            BurstMethod::Searched { is_serial: true } => {
+            BurstMethod::Reported { .. } | BurstMethod::Searched { is_serial: false, .. } => WAVE,
+            BurstMethod::Searched { is_serial: true, .. } => {
                 let answers = self.known_rtt.is_some()
                     || self.probes.iter().any(|probe| probe.ttl == DESTINATION && probe.answer.is_some());
                 u8::from(answers || sent_to.saturating_sub(self.last_answered()) < GAP_MAX)
@@ -330,9 +333,9 @@ mod tests {
 
     const REPORTED: BurstMethod = BurstMethod::Reported { round_trips: 1 };
 
-    const PARALLEL: BurstMethod = BurstMethod::Searched { is_serial: false };
+    const PARALLEL: BurstMethod = BurstMethod::Searched { is_serial: false, wait: None };
 
-    const SERIAL: BurstMethod = BurstMethod::Searched { is_serial: true };
+    const SERIAL: BurstMethod = BurstMethod::Searched { is_serial: true, wait: None };
 
     fn burst(routers: Option<u8>, known_rtt: Option<Duration>, hops_max: u8) -> Burst {
         Burst::new(Trigger::Start, at(0), routers, known_rtt, REPORTED, hops_max, 7)
@@ -604,5 +607,16 @@ mod tests {
         let (sent, _) = search(&mut searching(Some(5), SERIAL), 5, &[3]);
         let times: Vec<u64> = sent.iter().map(|(_, time)| *time).collect();
         assert_eq!(times, [0, 10, 20, 62, 72, 82], "the third one waits 42 ms for an answer");
+    }
+
+    #[test]
+    fn wait_for_an_answer_can_be_fixed() {
+        let wait = Some(Duration::from_millis(1_200));
+        for (is_serial, took) in [(false, 1_200), (true, 10 + 10 + 1_200 + 10)] {
+            let method = BurstMethod::Searched { is_serial, wait };
+            let mut burst = Burst::new(Trigger::Start, at(0), None, None, method, 30, 7);
+            let (_, found) = search(&mut burst, 2, &[2]);
+            assert!((took..took + 10).contains(&found), "{found}");
+        }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct TracedFlow {
     pub(super) index: u8,
     pub(super) direction: Direction,
     protocol: ProbeProtocol,
+    /// How long to wait for each answer; `None`: as long as the RTT suggests.
+    pub(super) wait: Option<Duration>,
     hops_max: u8,
     interval: Duration,
     seed: u64,
@@ -115,6 +117,7 @@ impl TracedFlow {
             index,
             direction,
             protocol,
+            wait: None,
             hops_max,
             interval,
             seed: mix(seed ^ mix(u64::from(index))),
@@ -172,8 +175,10 @@ impl TracedFlow {
     fn method(&self) -> BurstMethod {
         match self.protocol {
             ProbeProtocol::Udp => BurstMethod::Reported { round_trips: round_trips(self.direction) },
-            ProbeProtocol::Icmp => BurstMethod::Searched { is_serial: false },
-            ProbeProtocol::Tcp => BurstMethod::Searched { is_serial: true },
+            ProbeProtocol::Icmp | ProbeProtocol::ClosedPort => {
+                BurstMethod::Searched { is_serial: false, wait: self.wait }
+            }
+            ProbeProtocol::Tcp => BurstMethod::Searched { is_serial: true, wait: self.wait },
         }
     }
 

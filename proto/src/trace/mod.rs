@@ -57,6 +57,9 @@ pub enum ProbeProtocol {
     Udp,
     /// ICMP echo requests. The number of routers is searched for.
     Icmp,
+    /// UDP datagrams to a port on which nobody listens: the destination answers with an ICMP error. The
+    /// number of routers is searched for.
+    ClosedPort,
     /// TCP segments with SYN. The number of routers is searched for, with one segment at a time, because all
     /// segments of a flow have the same ports.
     Tcp,
@@ -67,7 +70,7 @@ impl ProbeProtocol {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Udp => "udp",
+            Self::Udp | Self::ClosedPort => "udp",
             Self::Icmp => "icmp",
             Self::Tcp => "tcp",
         }
@@ -77,7 +80,7 @@ impl ProbeProtocol {
     const fn is_searching(self) -> bool {
         match self {
             Self::Udp => false,
-            Self::Icmp | Self::Tcp => true,
+            Self::Icmp | Self::ClosedPort | Self::Tcp => true,
         }
     }
 }
@@ -95,6 +98,9 @@ pub struct TraceSpec {
     pub interval: Duration,
     /// Largest TTL.
     pub hops_max: u8,
+    /// How long to wait for each answer; `None`: as long as the RTT suggests. Only for protocols that search
+    /// for the number of routers.
+    pub answer_wait: Option<Duration>,
     /// Class of service, the same as of the echoes.
     pub dscp: Dscp,
     /// Keys of authenticated mode; `None`: open mode.

@@ -31,12 +31,12 @@ pub(super) fn mode(spec: &TraceSpec) -> Mode {
     if spec.keys.is_some() { Mode::Authenticated } else { Mode::Open }
 }
 
-/// Bytes of a quotation that identify a probe: of STAMP the sequence number, of ICMP the header, and of TCP
-/// the identifier that the driver passes in the place of the segment.
+/// Bytes of a quotation that identify a probe: of STAMP and of datagrams to a closed port the sequence
+/// number, of ICMP the header, and of TCP the identifier that the driver passes in the place of the segment.
 pub(super) const fn quoted_bytes_min(protocol: ProbeProtocol) -> usize {
     match protocol {
         ProbeProtocol::Udp => 4,
-        ProbeProtocol::Icmp | ProbeProtocol::Tcp => 8,
+        ProbeProtocol::Icmp | ProbeProtocol::ClosedPort | ProbeProtocol::Tcp => 8,
     }
 }
 
@@ -65,6 +65,7 @@ pub(super) fn quoted(
                 sent(sequence).map(|_| sequence)
             }
         },
+        ProbeProtocol::ClosedPort => of_datagram(quoted, sent),
         ProbeProtocol::Tcp => of_segment(quoted, sent),
     }
 }
@@ -87,6 +88,8 @@ pub(super) fn replied(
             let echo = IcmpEcho::decode_reply(datagram, IcmpVersion::of(spec.to.ip())).ok()?;
             of_echo(&echo, session, next, sent)
         }
+        // Somebody listens there after all.
+        ProbeProtocol::ClosedPort => of_datagram(datagram, sent),
         ProbeProtocol::Tcp => of_segment(datagram, sent),
     }
 }
@@ -94,6 +97,21 @@ pub(super) fn replied(
 fn of_echo(echo: &IcmpEcho, session: u32, next: u64, sent: impl Fn(u64) -> Option<NtpTime>) -> Option<u64> {
     let sequence = extend(echo.sequence, next)?;
     (echo.session == session && sent(sequence)? == echo.timestamp).then_some(sequence)
+}
+
+/// The payload of a datagram to a closed port: the sequence number and T1.
+pub(super) fn encode_datagram(sequence: u64, timestamp: NtpTime, out: &mut Vec<u8>) {
+    out.extend_from_slice(&sequence.to_be_bytes());
+    out.extend_from_slice(&timestamp.0.to_be_bytes());
+}
+
+/// The probe of such a payload, of which a router may quote the first half only.
+fn of_datagram(payload: &[u8], sent: impl Fn(u64) -> Option<NtpTime>) -> Option<u64> {
+    let (sequence, rest) = payload.split_first_chunk()?;
+    let sequence = u64::from_be_bytes(*sequence);
+    let sent = sent(sequence)?;
+    let timestamp = rest.first_chunk().map(|quoted| NtpTime(u64::from_be_bytes(*quoted)));
+    timestamp.is_none_or(|timestamp| timestamp == sent).then_some(sequence)
 }
 
 fn of_segment(identifier: &[u8], sent: impl Fn(u64) -> Option<NtpTime>) -> Option<u64> {

@@ -56,6 +56,7 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
             ssids: vec![7],
             interval: Duration::from_secs(30),
             hops_max: 30,
+            answer_wait: None,
             dscp: Dscp::DEFAULT,
             keys: None,
             quirks: None,
@@ -85,6 +86,12 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
         };
         match fate {
             Fate::Unanswered => {}
+            Fate::Destination if self.protocol == ProbeProtocol::ClosedPort => {
+                let kind = IcmpKind::PortUnreachable;
+                let icmp =
+                    Some(IcmpError { router: arrival.from.ip(), kind, mtu: None, extensions_at: None });
+                self.answers.push_back((due, Arrival { icmp, ..arrival }, datagram));
+            }
             Fate::Destination => {
                 let mut reply = datagram;
                 if self.protocol == ProbeProtocol::Icmp {
@@ -186,7 +193,7 @@ fn route(ttl: u8, routers: u8) -> Fate {
     if ttl <= routers { Fate::Router(ttl) } else { Fate::Destination }
 }
 
-const PROTOCOLS: [ProbeProtocol; 2] = [ProbeProtocol::Icmp, ProbeProtocol::Tcp];
+const PROTOCOLS: [ProbeProtocol; 3] = [ProbeProtocol::Icmp, ProbeProtocol::ClosedPort, ProbeProtocol::Tcp];
 
 #[test]
 fn every_hop_is_found_and_then_probed_once_in_an_interval() {
@@ -216,7 +223,7 @@ fn every_hop_is_found_and_then_probed_once_in_an_interval() {
                     let rounds = u64::try_from(traces.len()).unwrap();
                     assert!(world.sent <= (u64::from(routers) + 1) * (rounds + 1), "one probe for each hop");
                 }
-                ProbeProtocol::Icmp | ProbeProtocol::Udp => {
+                ProbeProtocol::Icmp | ProbeProtocol::ClosedPort | ProbeProtocol::Udp => {
                     assert!(first < RTT * (u32::from(routers) / 8 + 1) * 4, "{routers}: {first:?}")
                 }
             }

@@ -45,6 +45,7 @@ fn spec() -> TraceSpec {
         ssids: vec![7],
         interval: Duration::from_secs(30),
         hops_max: 30,
+        answer_wait: None,
         dscp: Dscp::DEFAULT,
         keys: None,
         quirks: None,

@@ -83,7 +83,11 @@ impl Tracer {
         let session = mix(spec.seed ^ mix(0x7472_6163)) as u32;
         let count = u8::try_from(spec.ssids.len()).unwrap_or(u8::MAX);
         let TraceSpec { protocol, hops_max, interval, seed, .. } = spec;
-        let flow = |index| TracedFlow::new(index, Direction::Forward, protocol, hops_max, interval, seed, at);
+        let flow = |index| {
+            let mut flow = TracedFlow::new(index, Direction::Forward, protocol, hops_max, interval, seed, at);
+            flow.wait = spec.answer_wait;
+            flow
+        };
         Self {
             session,
             forward: (0..count).map(flow).collect(),
@@ -205,6 +209,9 @@ impl Tracer {
             true => self.waiting_for(arrival.flow, router)?,
             false => self.quoted(quoted)?,
         };
+        if self.spec.protocol == ProbeProtocol::ClosedPort && router == self.spec.to.ip() {
+            return self.destination_answered(sequence, arrival);
+        }
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         // The TTL of all other requests ends only in a loop, at no hop of the route.
         let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
@@ -255,6 +262,11 @@ impl Tracer {
     /// The destination answered, without saying which way the probe took.
     fn plain_reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
         let sequence = self.replied(datagram)?;
+        self.destination_answered(sequence, arrival)
+    }
+
+    /// The same, to a known probe.
+    fn destination_answered(&mut self, sequence: u64, arrival: &Arrival) -> Option<()> {
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         if std::mem::replace(&mut probe.is_answered, true) {
             return Some(());
@@ -468,6 +480,11 @@ impl Tracer {
                 let (session, ssid) = (self.session, self.spec.ssids[usize::from(flow)]);
                 let echo = IcmpEcho { session, timestamp, sequence: wire_sequence(sequence), ssid };
                 echo.encode(IcmpVersion::of(self.spec.to.ip()), IcmpEcho::BYTES, arena);
+                timestamp
+            }
+            ProbeProtocol::ClosedPort => {
+                let timestamp = NtpTime::from(now.wall.wall(now.at));
+                probe_match::encode_datagram(sequence, timestamp, arena);
                 timestamp
             }
             ProbeProtocol::Tcp => {

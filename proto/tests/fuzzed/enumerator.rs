@@ -40,6 +40,7 @@ pub(crate) fn enumerator(bytes: &[u8]) {
         ssids: (1..=u16::from(flows)).collect(),
         interval: Duration::from_secs(30),
         hops_max: 1 + hops % 32,
+        answer_wait: None,
         dscp: Dscp::DEFAULT,
         keys: keys.clone(),
         quirks: None,

@@ -46,6 +46,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
         ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
         interval: Duration::from_secs([1, 10, 30, 300][usize::from(flags >> 5 & 3)]),
         hops_max: 1 + hops % 64,
+        answer_wait: None,
         dscp: Dscp::DEFAULT,
         keys: keys.clone(),
         quirks: None,

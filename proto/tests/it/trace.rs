@@ -26,6 +26,7 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
         ssids: (1..=flows).collect(),
         interval: Duration::from_secs(30),
         hops_max: 30,
+        answer_wait: None,
         dscp: Dscp::DEFAULT,
         keys: None,
         quirks: None,

@@ -1,5 +1,6 @@
 //! `/ws` echoes every message, admits configured clients, and survives misbehaving ones.
 
+mod client_trace;
 mod event_feed;
 mod other_clients;
 mod raw_client;

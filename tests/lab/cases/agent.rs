@@ -29,6 +29,13 @@ impl<'a> NodeAgent<'a> {
         Self::launch(node, config, node.command(PROGRAM), environment).when_ready()
     }
 
+    /// [`Self::start`] without any capability.
+    pub(crate) fn start_without_capabilities(node: &'a Namespace, config: Value) -> Self {
+        let mut command = node.command("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]).arg(PROGRAM);
+        Self::launch(node, config, command, &[]).when_ready()
+    }
+
     /// [`Self::start`] with this file as `/etc/resolv.conf`.
     pub(crate) fn start_resolving(node: &'a Namespace, config: Value, resolver: &Path) -> Self {
         let mut command = node.command("unshare");

@@ -179,6 +179,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_limited", trace::limited),
         trial("trace_labels", trace::labels),
         trial("trace_protocols", trace_protocols::chain),
+        trial("trace_clients", trace_protocols::clients),
         trial("trace_protocols_change", trace_protocols::change),
         repeatable("trace_lossy_flow", trace::lossy_flow),
         trial("websocket_admission", websocket::admission),

@@ -142,3 +142,43 @@ pub(crate) fn change() {
         assert_eq!(event["to"]["hops"][1], "10.77.3.2", "{event}");
     }
 }
+
+/// An agent traces the clients of its `/ws`, here another agent, over ICMP and without any permission.
+pub(crate) fn clients() {
+    for is_permitted in [true, false] {
+        let net = NetPlan::chain(ROUTERS).build(15);
+        let link = Link::perfect(5_000_000);
+        net.wire("a", "r1").set_links(&link, &link);
+        let b = net.node("b");
+        b.set_sysctl("ipv4/ping_group_range", if is_permitted { "0 2147483647" } else { "1 0" });
+        let config = json!({
+            "agent": {"name": "b", "grace": "1s"},
+            "websocket": {"trace": "all"},
+            "peers": [{"name": "a", "address": net.v4("a")}],
+        });
+        let b = match is_permitted {
+            true => NodeAgent::start(b, config, &[]),
+            false => NodeAgent::start_without_capabilities(b, config),
+        };
+        let _a = NodeAgent::start(
+            net.node("a"),
+            json!({
+                "agent": {"name": "a", "grace": "1s"},
+                "peers": [{"name": "b", "address": net.v4("b")}],
+                "probes": [{"name": "live", "protocol": "websocket", "interval": "1s"}],
+            }),
+            &[],
+        );
+        let event = eventually("the client is traced", || {
+            let events = b.json("/api/v1/events");
+            let mut events = events["events"].as_array().unwrap().iter();
+            events.find(|event| event["event"] == "client_traced").cloned()
+        });
+        let method = if is_permitted { "icmp" } else { "udp" };
+        assert_eq!((&event["client"], &event["method"]), (&json!(net.v4("a")), &json!(method)), "{event}");
+        assert_eq!((&event["reached"], &event["routers"]), (&json!(true), &json!(ROUTERS)), "{event}");
+        let hops = event["hops"].as_array().unwrap();
+        let found = hops.iter().map(|hop| address_of(&hop["responders"][0]["address"]));
+        assert_eq!(found.collect::<Vec<IpAddr>>(), routers_of_chain(true, "reverse"), "{event}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Traces to clients: what is requested of the daemon, and what clients receive.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+/// The subprotocol of clients that ask for a trace.
+pub const TRACE_SUBPROTOCOL: &str = "pathmeter.trace.v1";
+
+/// A request for a trace to a client that has connected.
+#[derive(Debug)]
+pub struct ClientTraceRequest {
+    /// The address from which it has connected.
+    pub client: IpAddr,
+    /// Receives the results. It is closed when the client disconnects.
+    pub updates: UnboundedSender<TraceUpdate>,
+}
+
+/// A part of the result, as clients receive it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TraceUpdate {
+    /// The trace begins.
+    Connected {
+        /// The client as the agent sees it.
+        address: IpAddr,
+        /// The protocol of the probes.
+        method: &'static str,
+    },
+    /// A hop, after all have answered or have waited long enough.
+    Hop {
+        /// Its TTL.
+        ttl: u8,
+        /// What its answers mean.
+        state: String,
+        /// The router; `None` if it did not answer.
+        address: Option<IpAddr>,
+        /// RTT to it; `None` if it did not answer.
+        rtt_seconds: Option<f64>,
+    },
+    /// The trace is complete.
+    Done {
+        /// Whether the client answered. Many hosts do not answer such probes.
+        reached: bool,
+        /// Number of routers up to it; `None` if it did not answer.
+        routers: Option<u8>,
+        /// RTT to it; `None` if it did not answer.
+        rtt_seconds: Option<f64>,
+        /// How long the trace took.
+        duration_seconds: f64,
+    },
+    /// There is no trace.
+    Error {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The results for one client.
+#[derive(Debug)]
+pub(super) struct ClientTrace {
+    pub(super) updates: UnboundedReceiver<TraceUpdate>,
+    /// Whether the client asked for them.
+    pub(super) is_asked: bool,
+}

@@ -1,0 +1,94 @@
+//! Traces to the clients of `/ws`.
+
+use serde_json::{Value, json};
+
+use super::raw_client::{CLOSE, RawClient, TEXT, UpgradeResponse};
+use super::{agent, when_all_closed};
+use crate::fixture::{Agent, Host, eventually};
+
+const ASKED: (&str, &str) = ("Sec-WebSocket-Protocol", "chat, pathmeter.trace.v1");
+
+fn connect(host: &Host, from: &str, headers: &[(&str, &str)]) -> (RawClient, UpgradeResponse) {
+    RawClient::request_upgrade(host, from.parse().unwrap(), headers)
+}
+
+fn receive(client: &mut RawClient) -> Value {
+    let (kind, text) = client.receive().unwrap();
+    assert_eq!(kind, TEXT);
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn traced(agent: &Agent) -> Vec<Value> {
+    let events = agent.json("/api/v1/events");
+    let found = events["events"].as_array().unwrap().iter().filter(|event| event["event"] == "client_traced");
+    found.cloned().collect()
+}
+
+#[test]
+fn client_that_asks_is_told_its_route_and_so_is_the_operator() {
+    let host = Host::claim();
+    let agent = agent(&host, "open: true, traces_per_second: 100");
+    let (mut client, response) = connect(&host, "127.0.0.1", &[ASKED]);
+    assert!(response.head.contains("sec-websocket-protocol: pathmeter.trace.v1"), "{response:?}");
+    let connected = receive(&mut client);
+    assert_eq!((&connected["event"], &connected["address"]), (&json!("connected"), &json!("127.0.0.1")));
+    let method = &connected["method"];
+    assert!(*method == "icmp" || *method == "udp", "{connected}");
+    let done = receive(&mut client);
+    assert_eq!(
+        (&done["event"], &done["reached"], &done["routers"]),
+        (&json!("done"), &json!(true), &json!(0))
+    );
+    client.echo("it still echoes");
+    let event = eventually("the event", || traced(&agent).first().cloned());
+    assert_eq!((&event["client"], &event["method"]), (&json!("127.0.0.1"), method), "{event}");
+    assert_eq!((&event["reached"], &event["hops"]), (&json!(true), &json!([])), "{event}");
+    client.send(CLOSE, &1000_u16.to_be_bytes()).unwrap();
+    assert_eq!(client.closed(), 1000);
+    when_all_closed(&agent);
+}
+
+#[test]
+fn plain_client_only_receives_echoes() {
+    for (trace, is_traced) in [("asked", false), ("all", true)] {
+        let host = Host::claim();
+        let agent = agent(&host, &format!("open: true, trace: {trace}"));
+        let (mut client, response) = connect(&host, "127.0.0.1", &[]);
+        assert!(!response.head.contains("sec-websocket-protocol"), "{response:?}");
+        if is_traced {
+            eventually("the event", || (traced(&agent).len() == 1).then_some(()));
+        }
+        client.echo("nothing else was received");
+        assert_eq!(traced(&agent).len(), usize::from(is_traced));
+    }
+}
+
+#[test]
+fn clients_are_not_traced_if_that_is_off() {
+    let host = Host::claim();
+    let agent = agent(&host, "open: true, trace: off");
+    let (mut client, response) = connect(&host, "127.0.0.1", &[ASKED]);
+    assert_eq!(response.status, 101, "{response:?}");
+    assert!(!response.head.contains("sec-websocket-protocol"), "{response:?}");
+    client.echo("nothing else was received");
+    assert_eq!(traced(&agent), Vec::<Value>::new());
+}
+
+#[test]
+fn client_that_is_not_traced_is_told_why() {
+    let host = Host::claim();
+    let _agent = agent(&host, "open: true, traces_per_second: 1");
+    // More than may begin within a second.
+    let mut refused = None;
+    for _ in 0..20 {
+        let (mut client, _) = connect(&host, "127.0.0.1", &[ASKED]);
+        let first = receive(&mut client);
+        if first["event"] == "error" {
+            refused = Some(first["reason"].as_str().unwrap().to_owned());
+            client.echo("it still echoes");
+            break;
+        }
+    }
+    let reason = refused.expect("one was refused");
+    assert!(reason.contains("per second") || reason.contains("is running"), "{reason}");
+}
