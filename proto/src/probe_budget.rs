@@ -116,6 +116,11 @@ impl ProbeBudget {
         }
     }
 
+    /// Replaces the limits. Times that were already reserved stay.
+    pub fn set_limits(&mut self, limits: ProbeLimits) {
+        self.limits = limits;
+    }
+
     /// Takes a token for a probe. Returns when it may be sent: `now`, or later if others come first, and then
     /// why. Probes of all flows wait in one queue for each router, so each gets its turn.
     pub fn reserve(&mut self, expected: Expected, now: Timestamp) -> (Timestamp, Option<Deferral>) {
@@ -258,6 +263,21 @@ mod tests {
         assert_eq!(budget.reserve(Expected::Router(ROUTER), at(0)), (at(0), None));
         let waits = (at(1_250), Some(Deferral::Router));
         assert_eq!(budget.reserve(unknown(1, true), at(0)), waits, "it may be the same router");
+    }
+
+    #[test]
+    fn changed_limits_apply_to_the_next_probes() {
+        let mut budget = ProbeBudget::new(ProbeLimits::default());
+        let reserve = |budget: &mut ProbeBudget| budget.reserve(Expected::Router(ROUTER), at(0)).0;
+        assert!((0..6).map(|_| reserve(&mut budget)).eq([0, 0, 0, 0, 0, 1_250].map(at)));
+        let router_v4 = ProbeRate { spacing: Duration::from_millis(100), burst: 5 };
+        budget.set_limits(ProbeLimits { router_v4, ..ProbeLimits::default() });
+        let first = reserve(&mut budget);
+        assert!(
+            (0..3)
+                .map(|_| reserve(&mut budget))
+                .eq([100, 200, 300].map(|later| first + Duration::from_millis(later)))
+        );
     }
 
     #[test]

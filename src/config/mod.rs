@@ -135,6 +135,8 @@ pub struct Config {
     pub providers: Vec<Provider>,
     /// The probes, in the order of the file.
     pub probes: Vec<Probe>,
+    /// How fast routers are probed.
+    pub trace: trace::TraceLimits,
     /// What is exported.
     pub metrics: Metrics,
     /// What is logged.

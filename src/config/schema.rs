@@ -13,6 +13,7 @@ use super::hosts::{DeclaredHosts, peer, target};
 use super::probes::{ProbeContext, probe};
 use super::reader::{Diagnostics, MappingReader, ValueReader};
 use super::tls::tls;
+use super::trace;
 use super::values::{
     NAME_RULE, duration, is_name, label_name, labels, listen_address, name, packet_rate, path, prefix,
 };
@@ -107,6 +108,7 @@ pub(super) fn read<'a>(
             file.reject::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
         }
 
+        let trace = file.section("trace", trace::limits);
         let metrics = file.section("metrics", metrics);
         let log = file.section("log", log);
         if matches!(key_file, Some(None)) {
@@ -141,6 +143,7 @@ pub(super) fn read<'a>(
             targets,
             providers,
             probes: probes?,
+            trace: trace?,
             metrics: metrics?,
             log: log?,
         })

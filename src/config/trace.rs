@@ -4,6 +4,7 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::probe_budget::{ProbeLimits, ProbeRate};
 use pathmeter_proto::trace::ProbeProtocol;
 
 use super::echo::Echo;
@@ -11,6 +12,7 @@ use super::echo::transport::Transport;
 use super::hosts::DeclaredHost;
 use super::kind::{KindConfig, KindReader};
 use super::reader::{MappingReader, ValueReader};
+use super::values::slow_packet_rate;
 use super::{Kind, Listen, Probe, Target};
 
 /// The configuration of a trace probe, which finds the routes of another probe's packets.
@@ -55,6 +57,72 @@ fn probe_protocol(transport: &Transport) -> ProbeProtocol {
 
 const PROTOCOLS: [(&str, ProbeProtocol); 3] =
     [("udp", ProbeProtocol::Udp), ("icmp", ProbeProtocol::Icmp), ("tcp", ProbeProtocol::Tcp)];
+
+/// Limits of the probes of all traces. Routers limit the ICMP errors with which they answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceLimits {
+    /// Maximum probes per second to one IPv4 router, after a burst of five. Raise it only if all routers of
+    /// the traced routes answer that fast: Linux answers each prober once per second by default
+    /// (`net.ipv4.icmp_ratelimit`), and unanswered probes look like loss at a healthy hop.
+    pub router_rate: ProbeRate,
+    /// Maximum probes per second to one IPv6 router, after a burst of five. Linux answers each prober ten
+    /// times per second by default (`net.ipv6.icmp.ratelimit`).
+    pub router_rate_ipv6: ProbeRate,
+    /// Maximum probes per second to all routers together, after a burst of one second. For traces of other
+    /// agents, half as many replies are sent to routers.
+    pub agent_rate: ProbeRate,
+}
+
+impl TraceLimits {
+    /// The limits for the probe budget of an agent.
+    #[must_use]
+    pub fn probe_limits(self) -> ProbeLimits {
+        let ProbeRate { spacing, burst } = self.agent_rate;
+        ProbeLimits {
+            router_v4: self.router_rate,
+            router_v6: self.router_rate_ipv6,
+            agent: self.agent_rate,
+            others: ProbeRate { spacing: spacing * 2, burst: (burst / 2).max(1) },
+        }
+    }
+}
+
+/// Rates in thousandths of a packet per second. Chosen: 10,000 paths behind one router, at the shortest
+/// interval.
+const ROUTER_RATE_ALLOWED: RangeInclusive<u64> = 100..=5_000_000;
+
+/// Chosen: 10,000 paths of thirty hops, each traced every half a minute.
+const AGENT_RATE_ALLOWED: RangeInclusive<u64> = 1_000..=10_000_000;
+
+/// Four fifths of what Linux routers answer by default.
+const ROUTER_RATE: u64 = 800;
+const ROUTER_RATE_IPV6: u64 = 8_000;
+
+/// Chosen: four traces of twelve hops per second.
+const AGENT_RATE: u64 = 50_000;
+
+/// Linux answers six probes at once.
+const ROUTER_BURST: u32 = 5;
+
+/// Reads the section `trace`.
+pub(super) fn limits(section: &mut MappingReader<'_, '_>) -> Option<TraceLimits> {
+    let mut rate =
+        |key, allowed, default| section.key(key, |value| slow_packet_rate(value, allowed)).or(default);
+    let router = rate("router_rate", &ROUTER_RATE_ALLOWED, ROUTER_RATE);
+    let router_ipv6 = rate("router_rate_ipv6", &ROUTER_RATE_ALLOWED, ROUTER_RATE_IPV6);
+    let agent = rate("agent_rate", &AGENT_RATE_ALLOWED, AGENT_RATE)?;
+    Some(TraceLimits {
+        router_rate: probe_rate(router?, ROUTER_BURST),
+        router_rate_ipv6: probe_rate(router_ipv6?, ROUTER_BURST),
+        // The probes of one second.
+        agent_rate: probe_rate(agent, u32::try_from(agent / 1_000).unwrap_or(u32::MAX)),
+    })
+}
+
+/// A rate in thousandths of a packet per second.
+fn probe_rate(thousandths: u64, burst: u32) -> ProbeRate {
+    ProbeRate { spacing: Duration::from_secs(1_000) / u32::try_from(thousandths).unwrap_or(u32::MAX), burst }
+}
 
 /// A shorter interval would exceed what routers answer by default on every route.
 const INTERVAL_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);

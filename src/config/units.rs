@@ -26,6 +26,22 @@ pub fn packet_rate(text: &str) -> Result<u64, UnitError> {
     PACKET_RATE.read(text)
 }
 
+/// Reads packets per second that may be less than one: `0.8pps`. The result is in thousandths.
+///
+/// # Errors
+/// [`UnitError`] shows how a rate is written.
+pub fn slow_packet_rate(text: &str) -> Result<u64, UnitError> {
+    SLOW_PACKET_RATE.read(text)
+}
+
+/// Formats a rate in thousandths of a packet per second as it is written in a file.
+#[must_use]
+pub fn display_slow_packet_rate(thousandths: u64) -> String {
+    let (whole, rest) = (thousandths / 1_000, thousandths % 1_000);
+    let fraction = format!("{whole}.{rest:03}");
+    format!("{}pps", fraction.trim_end_matches('0').trim_end_matches('.'))
+}
+
 /// Formats a duration as it is written in a file: exact, in the largest suitable unit.
 ///
 /// From a minute on only whole units are used: `90s`, not `1.5m`.
@@ -193,6 +209,13 @@ const PACKET_RATE: Quantity = Quantity {
     remedy: "write a number and a unit (pps, kpps, Mpps), for example 500pps or 100kpps",
 };
 
+const SLOW_PACKET_RATE: Quantity = Quantity {
+    name: "a packet rate",
+    smallest_unit: "thousandths of a packet per second",
+    units: &[("pps", 1_000), ("kpps", 1_000_000)],
+    remedy: "write a number and a unit (pps, kpps), for example 0.8pps or 1kpps",
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +242,18 @@ mod tests {
         }
         for (text, rate) in [("500pps", 500), ("100kpps", 100_000), ("0.5Mpps", 500_000)] {
             assert_eq!(packet_rate(text), Ok(rate), "{text}");
+        }
+        for (text, rate) in [("0.8pps", 800), ("50pps", 50_000), ("1.5kpps", 1_500_000)] {
+            assert_eq!(slow_packet_rate(text), Ok(rate), "{text}");
+        }
+        assert_eq!(slow_packet_rate("0.0001pps").unwrap_err().cause, UnitErrorCause::TooPrecise);
+    }
+
+    #[test]
+    fn slow_packet_rate_is_displayed_without_needless_digits() {
+        for (rate, shown) in [(1, "0.001pps"), (800, "0.8pps"), (50_000, "50pps"), (1_500_000, "1500pps")] {
+            assert_eq!(display_slow_packet_rate(rate), shown);
+            assert_eq!(slow_packet_rate(shown), Ok(rate));
         }
     }
 

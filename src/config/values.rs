@@ -259,6 +259,12 @@ pub(super) fn packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u
     quantity(value, expected, units::packet_rate, allowed, |rate| format!("{rate}pps"))
 }
 
+/// Packets per second in thousandths.
+pub(super) fn slow_packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+    let expected = "a packet rate such as 0.8pps";
+    quantity(value, expected, units::slow_packet_rate, allowed, |rate| units::display_slow_packet_rate(*rate))
+}
+
 fn quantity<T: PartialOrd, D: fmt::Display>(
     value: ValueReader<'_, '_>,
     expected: &str,

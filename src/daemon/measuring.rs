@@ -1,6 +1,9 @@
 //! The paths and the threads that measure them.
 
+use std::sync::PoisonError;
+
 use crate::clock::Clock;
+use crate::config::trace::TraceLimits;
 use crate::fleet::{Fleet, PlanInputs};
 use crate::probe::Loops;
 
@@ -16,6 +19,12 @@ impl Measuring {
     pub(super) fn apply(&mut self, inputs: &PlanInputs<'_>) {
         let Self { fleet, loops } = self;
         fleet.apply(inputs, loops);
+    }
+
+    /// Limits how fast routers are probed from the next probe on.
+    pub(super) fn set_trace_limits(&self, limits: TraceLimits) {
+        let mut budget = self.loops.probe_budget.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.set_limits(limits.probe_limits());
     }
 
     /// Requests a trace of each traced path to a peer or target. Returns the number of paths.

@@ -391,6 +391,7 @@ impl Daemon {
         self.membership.update_providers(&self.settings);
         self.membership.rebuild_roster(&self.settings);
         self.servers.apply_settings(&self.settings);
+        self.measuring.set_trace_limits(self.settings.config.trace);
         self.config_watch.set_seen(&self.settings);
         self.observability.exporter.process.reloaded(Some(&self.settings.hash));
         self.export_tls_files();

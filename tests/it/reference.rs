@@ -40,6 +40,7 @@ const MAPPINGS: &[Mapping] = &[
             ("peers", "The other agents, and providers that list them. An entry for this agent is skipped."),
             ("targets", "Hosts without an agent, and providers that list them."),
             ("probes", "What is measured."),
+            ("trace", "How fast routers are probed."),
             ("metrics", "What is exported."),
             ("log", "What is logged, and how."),
         ],
@@ -265,6 +266,13 @@ const MAPPINGS: &[Mapping] = &[
         elsewhere: &[],
     },
     Mapping {
+        title: "`trace`",
+        file: "trace: {KEYS}",
+        fields: &[("src/config/trace.rs", "TraceLimits")],
+        example: &["trace:"],
+        elsewhere: &[],
+    },
+    Mapping {
         title: "`metrics`",
         file: "metrics: {level: group, KEYS}",
         fields: &[("src/config/mod.rs", "Metrics")],
@@ -385,8 +393,18 @@ fn keys(mapping: &Mapping) -> Vec<String> {
 }
 
 /// Values that are wrong for every key, each in its own way.
-const WRONG: [&str; 9] =
-    ["{zz: 1}", "[[]]", "'zz!'", "-1", "99999999999999", "'99999d'", "'0s'", "'9999999GB'", "'9999999Mpps'"];
+const WRONG: [&str; 10] = [
+    "{zz: 1}",
+    "[[]]",
+    "'zz!'",
+    "-1",
+    "99999999999999",
+    "'99999d'",
+    "'0s'",
+    "'9999999GB'",
+    "'9999999Mpps'",
+    "'9999999kpps'",
+];
 
 /// What the reader asks for instead of wrong values: a range where it says one, else the form.
 fn allowed(mapping: &Mapping, key: &str) -> String {

@@ -1,3 +1,5 @@
+use pathmeter_proto::probe_budget::{ProbeLimits, ProbeRate};
+
 use super::echo::Echo;
 use super::echo::transport::{PathMtu, Transport, Udp};
 use super::*;
@@ -87,6 +89,11 @@ fn empty_file_configures_an_agent_that_only_answers() {
         targets: Vec::new(),
         providers: Vec::new(),
         probes: Vec::new(),
+        trace: trace::TraceLimits {
+            router_rate: ProbeRate { spacing: Duration::from_millis(1_250), burst: 5 },
+            router_rate_ipv6: ProbeRate { spacing: Duration::from_millis(125), burst: 5 },
+            agent_rate: ProbeRate { spacing: Duration::from_millis(20), burst: 50 },
+        },
         metrics: Metrics { series_max: 1_000_000, level: SeriesLevel::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
     };
@@ -102,6 +109,16 @@ fn empty_file_configures_an_agent_that_only_answers() {
             "{text:?}"
         );
     }
+}
+
+#[test]
+fn default_rates_of_traces_are_those_of_the_protocol() {
+    assert_eq!(load_on("fra-1", "").config.trace.probe_limits(), ProbeLimits::default());
+    let raised = load_on("fra-1", "trace: {router_rate: 200pps, agent_rate: 1.5kpps}").config.trace;
+    let rate = |nanos, burst| ProbeRate { spacing: Duration::from_nanos(nanos), burst };
+    assert_eq!(raised.router_rate, rate(5_000_000, 5));
+    assert_eq!(raised.agent_rate, rate(666_666, 1_500));
+    assert_eq!(raised.probe_limits().others, rate(1_333_332, 750));
 }
 
 #[test]
@@ -342,6 +359,7 @@ fn example_shows_the_defaults() {
         ResponderRules { allow: example.responder.allow.clone(), ..default.responder }
     );
     assert_eq!(example.websocket, default.websocket);
+    assert_eq!(example.trace, default.trace);
     assert_eq!((&example.metrics, &example.log), (&default.metrics, &default.log));
 
     let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: [gateway]}]";

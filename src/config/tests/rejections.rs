@@ -54,7 +54,7 @@ config.yaml: 15 problems
   line 16, column 34: probes[1].intervall: unknown key
     did you mean interval? allowed: name, kind, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
   line 17, column 1: key-file: unknown key
-    did you mean key_file? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
+    did you mean key_file? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log";
     assert_eq!(rejected(text).display("config.yaml").to_string(), expected);
 }
 
@@ -249,6 +249,15 @@ fn value_that_is_not_allowed_is_rejected() {
             "responder: {rate: 100000}",
             &["line 1, column 19: responder.rate: `100000` has no unit; \
                  write a number and a unit (pps, kpps, Mpps), for example 500pps or 100kpps"],
+        ),
+        (
+            "trace: {router_rate: 0.05pps, router_rate_ipv6: 6kpps, agent_rate: 50}",
+            &[
+                "line 1, column 22: trace.router_rate: 0.05pps is out of range; write 0.1pps to 5000pps",
+                "line 1, column 49: trace.router_rate_ipv6: 6000pps is out of range; write 0.1pps to 5000pps",
+                "line 1, column 68: trace.agent_rate: `50` has no unit; \
+                 write a number and a unit (pps, kpps), for example 0.8pps or 1kpps",
+            ],
         ),
         (
             "responder: {rate: 0pps}",
@@ -528,12 +537,12 @@ fn unknown_or_duplicate_key_is_rejected() {
         (
             "prboes: []",
             &["line 1, column 1: prboes: unknown key; \
-                 did you mean probes? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
+                 did you mean probes? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log"],
         ),
         (
             "timeout: 5s",
             &["line 1, column 1: timeout: unknown key; \
-                 allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
+                 allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log"],
         ),
         ("agent: {}\nlog: {}\nagent: {}", &["line 3, column 1: agent: duplicate key; remove one of the two"]),
         (
