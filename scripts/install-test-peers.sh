@@ -3,11 +3,14 @@
 # ${XDG_CACHE_HOME:-~/.cache}/pathmeter, in folders whose names contain the versions; target/peers has links
 # to those of this working copy. Returns at once if they are installed. --only NAME… installs some:
 # stamp-suite, python (websockets, prometheus_client), node (ws), grafana (types of its dashboards,
-# grafana-foundation-sdk), kubernetes (schemas of Kubernetes and of the Prometheus operator), kubectl.
+# grafana-foundation-sdk), kubernetes (schemas of Kubernetes and of the Prometheus operator), kubectl, and for
+# `make compare` trippy and ftr.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp_suite=1.0.0
+trippy=0.13.0
+ftr=0.10.0
 websockets=15.0.1
 prometheus_client=0.26.0
 ws=8.18.3
@@ -46,8 +49,9 @@ provide() {
   echo "$home"
 }
 
-fill_stamp_suite() {
-  cargo install stamp-suite --version "$stamp_suite" --locked --root "$1"
+# A crate, its version, and the folder.
+fill_from_crates_io() {
+  cargo install "$1" --version "$2" --locked --root "$3"
 }
 
 # Uses the first Python that can create one.
@@ -114,7 +118,9 @@ END
 
 for peer in "${wanted[@]}"; do
   case "$peer" in
-    stamp-suite) provide stamp-suite "stamp-suite-$stamp_suite" fill_stamp_suite ;;
+    stamp-suite) provide stamp-suite "stamp-suite-$stamp_suite" fill_from_crates_io stamp-suite "$stamp_suite" ;;
+    trippy) provide trippy "trippy-$trippy" fill_from_crates_io trippy "$trippy" ;;
+    ftr) provide ftr "ftr-$ftr" fill_from_crates_io ftr "$ftr" ;;
     python) provide_from_pypi python "websockets==$websockets" "prometheus-client==$prometheus_client" ;;
     grafana) provide_from_pypi grafana "grafana-foundation-sdk==$grafana_foundation_sdk" ;;
     node) provide node "node-ws-$ws" fill_node ;;
@@ -123,6 +129,6 @@ for peer in "${wanted[@]}"; do
         "cloudcoil.models.prometheus_operator==$cloudcoil_operator"
       ;;
     kubectl) provide kubectl "kubectl-$kubectl" fill_kubectl ;;
-    *) echo "error: unknown program $peer; use stamp-suite, python, node, grafana, kubernetes, kubectl" >&2; exit 2 ;;
+    *) echo "error: unknown program $peer; use stamp-suite, python, node, grafana, kubernetes, kubectl, trippy, ftr" >&2; exit 2 ;;
   esac
 done

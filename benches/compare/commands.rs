@@ -28,9 +28,14 @@ impl Commands {
     /// Records the commands that were run on a pair of hosts.
     pub(crate) fn record(&mut self, pair: &HostPair) {
         for command in &pair.commands {
-            if !self.all.contains(command) {
-                self.all.push(command.clone());
-            }
+            self.add(command.clone());
+        }
+    }
+
+    /// Records a command, as typed in a shell.
+    pub(crate) fn add(&mut self, command: String) {
+        if !self.all.contains(&command) {
+            self.all.push(command);
         }
     }
 

@@ -1,8 +1,8 @@
 //! Compares pathmeter with other tools on links whose true loss and delay are known. Prints Markdown.
 //!
-//! `cargo bench --bench compare` takes about 15 minutes, `cargo bench --bench compare -- quick` about four.
-//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or
-//! unprivileged user namespaces. Tools that are not installed are left out; `make compare` installs them.
+//! `cargo bench --bench compare` takes about 25 minutes, `cargo bench --bench compare -- quick` about seven.
+//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`, `traces`. It needs root
+//! or unprivileged user namespaces. Tools that are not installed are left out; `make compare` installs them.
 
 mod commands;
 mod cost;
@@ -11,9 +11,11 @@ mod host_pair;
 mod loss;
 #[path = "../budgets/machine.rs"]
 mod machine;
+mod router_chain;
 mod rtt;
 mod table;
 mod tools;
+mod traces;
 mod transports;
 
 use std::io::{self, Write as _};
@@ -35,7 +37,7 @@ const QUICK: Durations =
 
 type Section = (&'static str, &'static str, fn(&Durations, &mut Commands) -> io::Result<String>);
 
-const SECTIONS: [Section; 5] = [
+const SECTIONS: [Section; 6] = [
     ("loss", "Losses", |durations, commands| loss::measure(durations.lossy, commands)),
     ("idle", "Error of round trips in µs, idle host", |durations, commands| {
         rtt::idle(durations.timed, commands)
@@ -46,6 +48,9 @@ const SECTIONS: [Section; 5] = [
     ("cost", "Cost of asking", |durations, commands| cost::measure(durations.is_quick, commands)),
     ("transports", "Cost of asking over TCP, HTTP and ICMP", |durations, commands| {
         transports::measure(durations.is_quick, commands)
+    }),
+    ("traces", "Time and probes until a trace is complete", |durations, commands| {
+        traces::measure(durations.is_quick, commands)
     }),
 ];
 

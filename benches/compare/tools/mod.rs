@@ -7,6 +7,7 @@ pub(crate) mod ours;
 pub(crate) mod prometheus;
 pub(crate) mod smokeping;
 pub(crate) mod stamp_suite;
+pub(crate) mod traceroutes;
 
 use std::io;
 use std::net::IpAddr;
@@ -115,7 +116,7 @@ pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
         (smokeping::PROGRAM, package("prometheus-smokeping-prober")),
         (blackbox::PROGRAM, package("prometheus-blackbox-exporter")),
     ];
-    all.to_vec()
+    all.into_iter().chain(traceroutes::versions()).collect()
 }
 
 fn package(name: &str) -> Option<String> {

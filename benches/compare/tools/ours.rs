@@ -21,7 +21,7 @@ pub(crate) const AGENT_PORT: u16 = 9_863;
 const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
 /// The binary: `$PATHMETER`, or the one built for this benchmark.
-fn program() -> String {
+pub(crate) fn program() -> String {
     std::env::var("PATHMETER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pathmeter").to_owned())
 }
 
