@@ -10,7 +10,7 @@ PROGRAM := $(TARGET_DIR)/release/pathmeter
 
 # Debian packages. prometheus is needed for promtool.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml python3-jsonschema iproute2 curl openssl dnsmasq-base systemd
+TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml python3-jsonschema iproute2 nftables curl openssl dnsmasq-base systemd
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
 CONTAINER_PACKAGES := docker.io docker-compose iptables mmdebstrap busybox-static binutils python3-yaml iproute2 dnsmasq-base
 COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter traceroute mtr-tiny scamper util-linux

@@ -15,6 +15,7 @@ mod path_mtu;
 mod streams;
 mod testbed;
 mod trace;
+mod trace_networks;
 mod trace_protocols;
 mod watched;
 mod websocket;
@@ -182,6 +183,13 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_clients", trace_protocols::clients),
         trial("trace_protocols_change", trace_protocols::change),
         repeatable("trace_lossy_flow", trace::lossy_flow),
+        trial("trace_asymmetric", trace_networks::asymmetric),
+        trial("trace_unprivileged", trace_networks::unprivileged),
+        trial("trace_address_translation", trace_networks::address_translation),
+        trial("trace_routing_loop", trace_networks::routing_loop),
+        trial("trace_refusing_router", trace_networks::refusing_router),
+        trial("trace_mtu_step", trace_networks::mtu_step),
+        trial("trace_raised_limits", trace_networks::raised_limits),
         trial("websocket_admission", websocket::admission),
     ]
 }

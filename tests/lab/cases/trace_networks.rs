@@ -1,0 +1,203 @@
+//! Traces through networks whose routes are unusual.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use pathmeter_lab::{Namespace, Net, NetPlan, Program};
+use pathmeter_proto::sim::Link;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::agent::{NodeAgent, PROGRAM};
+use crate::trace::{ROUTERS, first_trace, responders, routers_of_chain, start};
+
+/// Larger than any route here.
+const HOPS_MAX: usize = 12;
+
+/// The result of `pathmeter probe trace` on a node, as JSON.
+fn probe_trace(command: &mut Command, target: IpAddr, arguments: &[&str]) -> Value {
+    let folder = TempDir::new().unwrap();
+    let hops = HOPS_MAX.to_string();
+    command.args(["probe", "trace", &target.to_string(), "-n", "--json", "-m", &hops]).args(arguments);
+    let mut program = Program::start(command, &folder.path().join("output"));
+    program.wait();
+    let output = program.output();
+    let json = output.lines().find(|line| line.starts_with('{'));
+    json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_else(|| panic!("no trace: {output}"))
+}
+
+/// An agent that only answers, also those whose addresses it does not know.
+fn responder(node: &Namespace) -> NodeAgent<'_> {
+    let config = json!({"agent": {"name": "b", "grace": "1s"}, "responder": {"allow": ["10.77.0.0/16"]}});
+    NodeAgent::start(node, config, &[])
+}
+
+/// Delays on the wires at both ends of a chain. Without any, answers arrive while the probe is being sent.
+fn delay_ends(net: &Net, [first, last]: [(&str, &str); 2]) {
+    let link = Link::perfect(2_000_000);
+    for (one, other) in [first, last] {
+        net.wire(one, other).set_links(&link, &link);
+    }
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// The way back has other routers, and one more: both ends show both ways as they are.
+pub(crate) fn asymmetric() {
+    let mut plan = NetPlan::default();
+    plan.host("a").host("b");
+    for router in ["left", "one", "two", "three", "right"] {
+        plan.router(router);
+    }
+    plan.wire("a", "left").cable("left", "one").cable("one", "right");
+    plan.cable("left", "two").cable("two", "three").cable("three", "right").wire("right", "b");
+    let net = plan.build(7);
+    delay_ends(&net, [("a", "left"), ("right", "b")]);
+    // From `b` to `a` by the longer way.
+    net.node("right").ip("route replace 10.77.0.0/24 via 10.77.5.1\n");
+    // Routers answer from the interface of their own route to the asking host.
+    let forward = addresses(&["10.77.0.2", "10.77.1.2", "10.77.5.2"]);
+    let reverse = addresses(&["10.77.6.1", "10.77.5.1", "10.77.4.1", "10.77.1.1"]);
+    let b = start(&net, "b", ("a", net.v4("a")), 1);
+    let a = start(&net, "a", ("b", net.v4("b")), 1);
+    for (agent, ways) in [(&a, ["forward", "reverse"]), (&b, ["reverse", "forward"])] {
+        for (direction, routers) in ways.into_iter().zip([&forward, &reverse]) {
+            let trace = first_trace(agent, direction);
+            assert_eq!(responders(&trace), *routers, "{direction}: {trace}");
+            assert_eq!(trace["routers"], routers.len(), "{direction}: {trace}");
+        }
+        let page = agent.page();
+        for name in ["pathmeter_accounting_errors_total", "pathmeter_trace_unmatched_total"] {
+            assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+        }
+    }
+}
+
+/// The user nobody traces both ways. The kernel's default, which the lab leaves as it is, permits that user
+/// no ICMP socket.
+pub(crate) fn unprivileged() {
+    let net = NetPlan::chain(ROUTERS).build(8);
+    delay_ends(&net, [("a", "r1"), ("r8", "b")]);
+    let _b = responder(net.node("b"));
+    let found = probe_trace(&mut without_privileges(net.node("a")), net.v4("b"), &[]);
+    for direction in ["forward", "reverse"] {
+        let trace = &found["flows"][0][direction];
+        assert_eq!(responders(trace), routers_of_chain(true, direction), "{direction}: {found}");
+    }
+    assert_eq!(found["privileged"], false);
+}
+
+/// The program on a node as the user nobody. If this process may not become that user, or that user may not
+/// execute the program, for example in a private home directory: without capabilities.
+fn without_privileges(node: &Namespace) -> Command {
+    const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    const WITHOUT_CAPABILITIES: [&str; 3] = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"];
+    let as_user = |options: [&str; 3]| {
+        let mut command = node.command("setpriv");
+        command.args(options).arg(PROGRAM);
+        command
+    };
+    let is_permitted = as_user(NOBODY).arg("--version").output().unwrap().status.success();
+    as_user(if is_permitted { NOBODY } else { WITHOUT_CAPABILITIES })
+}
+
+/// Behind a router that replaces source addresses, probes and the errors about them are translated, both
+/// ways. Errors of a router on its inner side reach the peer from its own address, as all packets do.
+pub(crate) fn address_translation() {
+    let net = NetPlan::chain(3).build(9);
+    delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+    nft(
+        net.node("r2"),
+        "table ip nat { chain out { type nat hook postrouting priority srcnat; \
+                         oifname \"e2\" masquerade; }; }",
+    );
+    let _b = responder(net.node("b"));
+    let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &[]);
+    let flow = &found["flows"][0];
+    let forward = addresses(&["10.77.0.2", "10.77.1.2", "10.77.2.2"]);
+    let reverse = addresses(&["10.77.3.1", "10.77.2.1", "10.77.2.1"]);
+    assert_eq!(responders(&flow["forward"]), forward, "{found}");
+    assert_eq!(responders(&flow["reverse"]), reverse, "{found}");
+}
+
+/// Two routers that send everything to each other: both are shown again and again, up to the largest TTL.
+pub(crate) fn routing_loop() {
+    let net = NetPlan::chain(2).build(10);
+    delay_ends(&net, [("a", "r1"), ("r2", "b")]);
+    net.node("r2").ip("route add 10.77.2.2/32 via 10.77.1.1\n");
+    let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &REFLECTOR);
+    let expected = addresses(&["10.77.0.2", "10.77.1.2"]).into_iter().cycle().take(HOPS_MAX);
+    assert_eq!(responders(&found), expected.collect::<Vec<IpAddr>>(), "{found}");
+    assert_eq!((&found["reached"], &found["routers"]), (&json!(false), &Value::Null), "{found}");
+}
+
+/// A router that refuses to forward ends the route, whatever reason it gives, or none. It is not shown: only
+/// an ended TTL tells at which hop a router is.
+pub(crate) fn refusing_router() {
+    for kind in ["unreachable", "prohibit", "blackhole"] {
+        let net = NetPlan::chain(3).build(11);
+        delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+        net.node("r2").ip(&format!("route add {kind} {}/32\n", net.v4("b")));
+        let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &REFLECTOR);
+        assert_eq!(responders(&found), addresses(&["10.77.0.2"]), "{kind}: {found}");
+        assert_eq!((&found["reached"], &found["routers"]), (&json!(false), &Value::Null), "{kind}: {found}");
+    }
+}
+
+/// A link that is too small for the echoes of the path: probes are small, so all routers are found.
+pub(crate) fn mtu_step() {
+    let net = NetPlan::chain(3).build(13);
+    delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+    for router in ["r1", "r2"] {
+        net.node(router).ip("link set e1 mtu 1300\n");
+    }
+    let _b = responder(net.node("b"));
+    let config = json!({
+        "agent": {"name": "a", "grace": "1s"},
+        "peers": [{"name": "b", "address": net.v4("b")}],
+        "probes": [
+            {"name": "mesh", "interval": "100ms", "size": "1400B", "dont_fragment": true, "lost_after": "1s"},
+            {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "5s"},
+        ],
+    });
+    let a = NodeAgent::start(net.node("a"), config, &[]);
+    a.page_when("lost echoes", |page| page.count("pathmeter_echo_lost_total", &[]) > 0);
+    let trace = first_trace(&a, "forward");
+    assert_eq!(responders(&trace), addresses(&["10.77.0.2", "10.77.1.2", "10.77.2.2"]), "{trace}");
+    assert_eq!(a.page().count("pathmeter_echo_rtt_seconds_count", &[]), 0, "no echo passes");
+}
+
+/// Limits raised above those of the routers cost answers: the keys are in use.
+pub(crate) fn raised_limits() {
+    let net = NetPlan::chain(2).build(12);
+    delay_ends(&net, [("a", "r1"), ("r2", "b")]);
+    for router in ["r1", "r2"] {
+        net.node(router).set_sysctl("ipv4/icmp_ratelimit", "1000");
+    }
+    let _b = responder(net.node("b"));
+    let a = NodeAgent::start(
+        net.node("a"),
+        json!({
+            "agent": {"name": "a", "grace": "1s"},
+            "peers": [{"name": "b", "address": net.v4("b")}],
+            "probes": [
+                {"name": "mesh", "interval": "100ms", "flows": 16},
+                {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "5s"},
+            ],
+            "trace": {"router_rate": "1kpps", "agent_rate": "1kpps"},
+        }),
+        &[],
+    );
+    a.page_when("routers that do not answer", |page| page.count("pathmeter_trace_unanswered_total", &[]) > 0);
+}
+
+/// Traces without asking the target over HTTP first.
+const REFLECTOR: [&str; 2] = ["--port", "9862"];
+
+/// Adds rules of `nft` on a node.
+fn nft(node: &Namespace, rules: &str) {
+    let output = node.command("nft").arg(rules).output().expect("nft is installed (Debian: nftables)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
