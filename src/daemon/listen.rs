@@ -54,7 +54,7 @@ pub(super) fn bind_all(
         if let (0, Some(first)) = (address.port(), sockets.first()) {
             address.set_port(first.address().port());
         }
-        let binding = Binding { address, dont_fragment: false, errors };
+        let binding = Binding { address, dont_fragment: false, errors, destinations: true };
         match Socket::bind(&binding, timestamps) {
             Ok(socket) => sockets.push(socket),
             Err(error) if error.is_unsupported_family() && !sockets.is_empty() => {

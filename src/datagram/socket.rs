@@ -43,6 +43,9 @@ pub struct Binding {
     pub dont_fragment: bool,
     /// Whether to receive ICMP errors: about requests, and about replies whose TTL ends at a router.
     pub errors: bool,
+    /// Whether to receive the destination address of datagrams, from which replies are sent. It costs time
+    /// per datagram, and only responders need it.
+    pub destinations: bool,
 }
 
 /// An error in opening a socket.
@@ -248,8 +251,12 @@ impl TimestampMatching {
     #[must_use]
     pub fn detect() -> Self {
         let sends_with_id = || -> Option<()> {
-            let binding =
-                Binding { address: ([127, 0, 0, 1], 0).into(), dont_fragment: false, errors: false };
+            let binding = Binding {
+                address: ([127, 0, 0, 1], 0).into(),
+                dont_fragment: false,
+                errors: false,
+                destinations: false,
+            };
             let socket = Socket::bind(&binding, Self::ById).ok()?;
             let options = SendOptions {
                 to: socket.address(),
@@ -281,8 +288,7 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
     // Without kernel timestamps this process reads the clock itself; metrics count such datagrams.
     let _ = set(socket, SOL_SOCKET, libc::SO_TIMESTAMPING, flags);
     let errors = i32::from(binding.errors);
-    // Only responders need the destination address of a datagram; requesting it costs time per datagram.
-    let pktinfo = i32::from(!binding.errors);
+    let pktinfo = i32::from(binding.destinations);
     if binding.address.is_ipv4() {
         set(socket, IPPROTO_IP, libc::IP_PKTINFO, pktinfo)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
@@ -569,7 +575,7 @@ mod tests {
     fn oversized_datagram_is_refused_unfragmented_and_the_socket_keeps_its_policy() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address: SocketAddr = address.parse().unwrap();
-            let binding = Binding { address, dont_fragment: false, errors: true };
+            let binding = Binding { address, dont_fragment: false, errors: true, destinations: false };
             let Ok(socket) = Socket::bind(&binding, TimestampMatching::ByPayload) else { continue };
             let options = |to| SendOptions {
                 to,

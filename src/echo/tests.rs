@@ -19,7 +19,8 @@ use crate::paths::PathId;
 fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let loopback = IpAddr::from([127, 0, 0, 1]);
     let (sender, _events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-    let binding = Binding { address: (loopback, 0).into(), dont_fragment: false, errors: false };
+    let address = (loopback, 0).into();
+    let binding = Binding { address, dont_fragment: false, errors: true, destinations: true };
     let socket = Socket::bind(&binding, timestamps).unwrap();
     let to = socket.address();
     let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };

@@ -69,6 +69,26 @@ fn two_agents_measure_each_other() {
 }
 
 #[test]
+fn replies_leave_from_the_address_that_was_asked() {
+    let (a, b, asked) = (Host::claim(), Host::claim(), Host::claim());
+    let listen = format!(
+        "agent: {{name: b}}\nresponder: {{allow: [127.0.0.0/8]}}\n\
+         listen: {{http: \"{}\", stamp: \"0.0.0.0:0\", agent: \"{}\"}}\n",
+        b.service_address(),
+        b.at(Host::AGENT_PORT)
+    );
+    let responder = Agent::start(&b, &listen);
+    let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
+    let more = format!(
+        "targets: [{{name: asked, address: {asked}, port: {port}}}]\n\
+         probes: [{{name: echo, interval: 20ms, peers: [], targets: all, {LONG_DEADLINES}}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    let page = agent.page_when("ten replies", |page| answered(page) >= 10);
+    assert_nothing_missed(&page);
+}
+
+#[test]
 fn configured_peers_are_answered_from_the_first_datagram() {
     let (a, b) = (Host::claim(), Host::claim());
     let probes = format!(

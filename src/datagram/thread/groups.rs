@@ -79,7 +79,8 @@ impl DatagramLoop {
             let flow = u16::try_from(self.groups[index].sockets.len()).unwrap_or(u16::MAX);
             let port = if source.port == 0 { 0 } else { source.port.saturating_add(flow) };
             let address = SocketAddr::new(source.address, port);
-            let binding = Binding { address, dont_fragment: source.dont_fragment, errors: true };
+            let dont_fragment = source.dont_fragment;
+            let binding = Binding { address, dont_fragment, errors: true, destinations: false };
             let is_taken = |identifier: u16| {
                 let sockets = self.groups.iter().flat_map(|group| &group.sockets);
                 sockets.into_iter().any(|socket| socket.address().port() == identifier)

@@ -51,7 +51,8 @@ fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
 
 #[test]
 fn delayed_loop_reads_between_its_sends() {
-    let binding = Binding { address: (Ipv4Addr::LOCALHOST, 0).into(), dont_fragment: false, errors: false };
+    let address = (Ipv4Addr::LOCALHOST, 0).into();
+    let binding = Binding { address, dont_fragment: false, errors: false, destinations: true };
     let unread = Socket::bind(&binding, TimestampMatching::detect()).unwrap();
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
     let mut datagram_loop = loop_with_paths(unread.address(), &series);
