@@ -150,7 +150,7 @@ lab-long: test-deps ## Run the trials of the lab that take an hour each: 2 h
 # --- Measurements
 
 .PHONY: bench
-bench: deps ## Compare with bare loops and budgets; prints tables: 15 min
+bench: deps ## Compare with bare loops and budgets; prints tables: 23 min
 	cargo bench --locked --bench budgets
 
 .PHONY: scale

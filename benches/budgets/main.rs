@@ -3,7 +3,7 @@
 //! `cargo bench --bench budgets` runs the real agent and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures are valid for one machine at one time; ratios are
 //! comparable between machines. Name sections to run only those: `cargo bench --bench budgets -- start
-//! allocations prober responder tail websocket transports answering`.
+//! allocations prober responder tail websocket traces transports answering`.
 //!
 //! `-- scale` takes 15 minutes, alone or with other sections, and prints tables of its own. Its parts are
 //! `scale-paths`, `scale-beyond` and `scale-responder`.
@@ -23,6 +23,7 @@ mod responder;
 mod scale;
 mod start;
 mod tail;
+mod traces;
 mod transports;
 mod websocket;
 
@@ -37,13 +38,14 @@ type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     ("start", start::measure),
     ("allocations", allocations::measure),
     ("prober", prober::measure),
     ("responder", responder::measure),
     ("tail", tail::measure),
     ("websocket", websocket::measure),
+    ("traces", traces::measure),
 ];
 
 /// Sections with their own table that run by default.

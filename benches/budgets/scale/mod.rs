@@ -4,7 +4,7 @@ mod offer;
 pub(crate) mod paths;
 pub(crate) mod rates;
 mod table;
-mod totals;
+pub(crate) mod totals;
 
 use std::io;
 use std::sync::Arc;

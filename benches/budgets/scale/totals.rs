@@ -10,10 +10,10 @@ use super::super::page::MetricsText;
 
 /// Values by series, summed over all paths: `name`, or `name{label="value"}` without the labels of a path.
 #[derive(Debug)]
-pub(super) struct Totals(BTreeMap<String, f64>);
+pub(crate) struct Totals(BTreeMap<String, f64>);
 
 impl Totals {
-    pub(super) fn of(page: &MetricsText) -> Self {
+    pub(crate) fn of(page: &MetricsText) -> Self {
         let mut totals = BTreeMap::new();
         let mut key = String::new();
         for line in page.0.lines() {
@@ -28,12 +28,12 @@ impl Totals {
     }
 
     /// The value of a series, 0 if it does not exist.
-    pub(super) fn get(&self, series: &str) -> f64 {
+    pub(crate) fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
 
     /// Increase since `then`, over all series with this name.
-    pub(super) fn since(&self, then: &Self, name: &str) -> f64 {
+    pub(crate) fn since(&self, then: &Self, name: &str) -> f64 {
         let sum = |totals: &Self| -> f64 {
             let is_it = |series: &str| {
                 series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
@@ -50,13 +50,13 @@ impl Totals {
     }
 
     /// Increase of one series since `then`.
-    pub(super) fn one_since(&self, then: &Self, series: &str) -> f64 {
+    pub(crate) fn one_since(&self, then: &Self, series: &str) -> f64 {
         self.get(series) - then.get(series)
     }
 
     /// The upper bound of the bucket that contains the `q`-quantile of a histogram's increase since `then`.
     /// `labels` are those before `le`, with a trailing comma.
-    pub(super) fn quantile_since(&self, then: &Self, histogram: &str, labels: &str, q: f64) -> f64 {
+    pub(crate) fn quantile_since(&self, then: &Self, histogram: &str, labels: &str, q: f64) -> f64 {
         let begin = format!("{histogram}_bucket{{{labels}le=\"");
         let mut counts: Vec<(f64, f64)> = Vec::new();
         for (series, count) in
@@ -93,7 +93,7 @@ fn read(line: &str, key: &mut String) -> Option<f64> {
 }
 
 /// Duration of a scrape, and its length in bytes.
-pub(super) fn time_scrape(agent: &BenchAgent) -> io::Result<(Duration, f64)> {
+pub(crate) fn time_scrape(agent: &BenchAgent) -> io::Result<(Duration, f64)> {
     let (begin, mut bytes, mut buffer) = (Instant::now(), 0.0, vec![0; 1 << 20]);
     let mut page = agent.request_page()?;
     loop {

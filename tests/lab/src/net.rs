@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::namespace::Namespace;
 use crate::offload;
@@ -38,7 +39,7 @@ impl Cable {
 pub struct Net {
     // Wires first: their threads hold sockets of the namespace behind them.
     wires: BTreeMap<Cable, Wire>,
-    nodes: BTreeMap<String, Namespace>,
+    nodes: BTreeMap<String, Arc<Namespace>>,
     addresses: BTreeMap<String, [IpAddr; 2]>,
     _wire_namespace: Namespace,
 }
@@ -173,7 +174,9 @@ impl NetPlan {
             }
         }
         let addresses = self.nodes.iter().map(|(name, _)| (name.clone(), self.first_addresses(name)));
-        Net { wires, addresses: addresses.collect(), nodes, _wire_namespace: wire_namespace }
+        let addresses = addresses.collect();
+        let nodes = nodes.into_iter().map(|(name, namespace)| (name, Arc::new(namespace))).collect();
+        Net { wires, addresses, nodes, _wire_namespace: wire_namespace }
     }
 
     /// `ip` commands that create all interfaces, run in the namespace of the wires.
@@ -313,6 +316,15 @@ impl Net {
     #[must_use]
     pub fn node(&self, name: &str) -> &Namespace {
         self.nodes.get(name).unwrap_or_else(|| panic!("no node {name}"))
+    }
+
+    /// The namespace of a node, for users that may outlive the network.
+    ///
+    /// # Panics
+    /// When there is no node of this name.
+    #[must_use]
+    pub fn share(&self, name: &str) -> Arc<Namespace> {
+        Arc::clone(self.nodes.get(name).unwrap_or_else(|| panic!("no node {name}")))
     }
 
     /// The IPv4 address of a node.
