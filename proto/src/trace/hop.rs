@@ -144,8 +144,8 @@ impl HopHistory {
 
     /// The share of unanswered probes; `None` for few probes.
     fn loss(&self) -> Option<f64> {
-        let answered = (self.outcomes & ((1 << OUTCOMES_MAX) - 1)).count_ones();
-        (self.decided == OUTCOMES_MAX).then(|| 1.0 - f64::from(answered) / f64::from(OUTCOMES_MAX))
+        let unanswered = (!self.outcomes & ((1 << OUTCOMES_MAX) - 1)).count_ones();
+        (self.decided == OUTCOMES_MAX).then(|| f64::from(unanswered) / f64::from(OUTCOMES_MAX))
     }
 
     fn is_lossy(&self) -> bool {
@@ -238,6 +238,7 @@ mod tests {
         assert_eq!(found(&[20, 14, 0, 14], 14), (vec![Answered, Lossy, Silent, Lossy], Some(2)));
         assert_eq!(found(&[14, 20, 14], 14), (vec![RateLimited, Answered, Lossy], Some(3)));
         assert_eq!(found(&[20, 20, 0], 0), (vec![Answered, Answered, Unanswered], None));
+        assert_eq!(found(&[20, 8], 19), (vec![Answered, RateLimited], None), "a twentieth is not loss");
         assert_eq!(found(&[20, 8], 17), (vec![Answered, Answered], None), "the destination loses some too");
         assert_eq!(found(&[], 20), (vec![], None));
     }
