@@ -153,6 +153,7 @@ mod tests {
             duration_seconds: 0.0,
             rtt_seconds: Some(0.0),
             first_lossy_hop: None,
+            ttl_clamped: false,
             hops: hops.collect(),
         };
         StoredTrace {

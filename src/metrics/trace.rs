@@ -104,7 +104,8 @@ impl TraceSeries {
             TraceReport::Unmatched => self.unmatched.inc(),
             TraceReport::Traced(trace) => self.traced(trace, now),
             TraceReport::Route { update, .. } => self.route_updated(update, now),
-            TraceReport::LossyFlow { .. } => {}
+            TraceReport::LossyFlow { .. } | TraceReport::Reachability(_) | TraceReport::TtlClamped { .. } => {
+            }
         }
     }
 
@@ -187,11 +188,11 @@ impl TraceSeries {
 
 impl Series for TraceSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 18 + RTT_BOUNDS.len() + 3;
+    const LINES: usize = 19 + RTT_BOUNDS.len() + 3;
 }
 
 /// In alphabetical order.
-const FAMILIES: [Family<TraceSeries>; 15] = [
+const FAMILIES: [Family<TraceSeries>; 16] = [
     counter(
         "pathmeter_trace_answers_total",
         "Trace probes that a router or the peer answered.",
@@ -281,6 +282,16 @@ const FAMILIES: [Family<TraceSeries>; 15] = [
     counter("pathmeter_trace_traces_total", "Traces by result.", |w, name, s| {
         s.traces.write(w, name, &s.labels);
     }),
+    gauge(
+        "pathmeter_trace_ttl_clamped",
+        "1 if a device rewrites TTLs on the way of any flow, so that its routers cannot be measured, else 0.",
+        |w, name, s| {
+            let is_clamped =
+                |flow: &TracedFlow| flow.trace.as_ref().is_some_and(|trace| trace.is_ttl_clamped);
+            let is_any = s.lock().iter().any(is_clamped);
+            w.count(name, Suffix::None, &s.labels, CLOSE, is_any.into());
+        },
+    ),
     counter(
         "pathmeter_trace_unanswered_total",
         "Trace probes that were not answered. Not a sign of loss: routers may answer few probes or none.",

@@ -66,6 +66,8 @@ impl HopSeries {
             | TraceReport::Deferred(_)
             | TraceReport::Unmatched
             | TraceReport::LossyFlow { .. }
+            | TraceReport::Reachability(_)
+            | TraceReport::TtlClamped { .. }
             | TraceReport::Route { .. } => {}
         }
     }
@@ -202,6 +204,7 @@ mod tests {
             hops: hops.collect(),
             route: None,
             first_lossy_hop: None,
+            is_ttl_clamped: false,
         }))
     }
 

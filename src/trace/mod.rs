@@ -1,6 +1,7 @@
 //! Trace probes: the routes of an echo probe's flows.
 
 mod events;
+mod flow_events;
 mod json;
 mod path;
 mod series;

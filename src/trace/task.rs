@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{
-    DirectedReport, Direction, ProbeProtocol, TraceReport, TraceSpec, Tracer, Trigger,
+    DirectedReport, Direction, EchoSummary, ProbeProtocol, TraceReport, TraceSpec, Tracer, Trigger,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
+use super::flow_events::{ReachabilityChanged, TtlClamped};
 use super::series::DirectedSeries;
 use crate::datagram::{
     Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
@@ -68,6 +69,16 @@ struct TraceRecorder {
     has_new_route: bool,
 }
 
+impl TraceRecorder {
+    /// The echoes of a flow before and since something was first observed. It may have begun up to an
+    /// interval earlier.
+    fn echoes(&self, flow: u8, since: Timestamp) -> (EchoSummary, EchoSummary) {
+        let gap = self.interval.min(UNNOTICED_MAX);
+        let before = self.followed.echoes(flow, Timestamp::from_nanos(0), since - gap);
+        (before, self.followed.echoes(flow, since, Timestamp::NEVER))
+    }
+}
+
 impl Recorder<Tracer> for TraceRecorder {
     fn record(&mut self, report: DirectedReport, traffic: &mut Traffic) -> Option<Notice> {
         if let Some(reports) = &self.reports {
@@ -99,13 +110,18 @@ impl Recorder<Tracer> for TraceRecorder {
             }
             TraceReport::Route { flow, update, trigger, since } => {
                 self.has_new_route = true;
-                // The route may have changed up to an interval before it was observed.
-                let gap = self.interval.min(UNNOTICED_MAX);
-                let before = self.followed.echoes(flow, Timestamp::from_nanos(0), since - gap);
-                let after = self.followed.echoes(flow, since, Timestamp::NEVER);
+                let (before, after) = self.echoes(flow, since);
                 let update = *update;
                 let event = RouteUpdated { direction, flow, update, trigger, before, after };
                 Some(Notice::Path(Box::new(event)))
+            }
+            TraceReport::Reachability(change) => {
+                let (before, after) = self.echoes(change.flow, change.since);
+                let event = ReachabilityChanged { direction, change: *change, before, after };
+                Some(Notice::Path(Box::new(event)))
+            }
+            TraceReport::TtlClamped { flow, rewriting, trigger } => {
+                Some(Notice::Path(Box::new(TtlClamped { direction, flow, rewriting, trigger })))
             }
             TraceReport::LossyFlow { flow, echoes, forward_hop, reverse_hop } => {
                 let event = LossyFlow { flow, echoes, forward_hop, reverse_hop };

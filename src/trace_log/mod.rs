@@ -132,6 +132,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn trace_that_was_stored_without_a_field_of_later_versions_is_read() {
+        let line = r#"{"number":7,"timestamp_seconds":1.5,"probe":"routes","peer":"ams-1","family":"ipv4",
+            "direction":"forward","flow":0,"trigger":"start","route":null,"reached":true,"routers":0,
+            "duration_seconds":0.01,"rtt_seconds":0.01,"first_lossy_hop":null,"hops":[]}"#;
+        let stored: StoredTrace = serde_json::from_str(line).unwrap();
+        assert_eq!((stored.number, stored.trace.ttl_clamped), (7, false));
+    }
+
+    #[test]
     fn oldest_trace_is_dropped_and_numbers_continue() {
         let log = TraceLog::default();
         let path = PathKey { probe: "routes".into(), peer: "ams-1".into(), family: "ipv4" };
@@ -147,6 +156,7 @@ mod tests {
                 hops: Vec::new(),
                 route: None,
                 first_lossy_hop: None,
+                is_ttl_clamped: false,
             };
             log.add(&path, Direction::Forward, &trace);
         }

@@ -22,6 +22,10 @@ pub struct TraceRecord {
     pub rtt_seconds: Option<f64>,
     /// The TTL from which on probes are lost up to the destination; `None` if the destination loses none.
     pub first_lossy_hop: Option<u8>,
+    /// Whether a device on the way rewrites TTLs, so that hops are not known. Traces that were stored by
+    /// versions that did not look for it have no such field.
+    #[serde(default)]
+    pub ttl_clamped: bool,
     /// The hops in the order of their TTL.
     pub hops: Vec<HopRecord>,
 }
@@ -102,6 +106,7 @@ impl From<&Trace> for TraceRecord {
             duration_seconds: trace.duration.as_secs_f64(),
             rtt_seconds: trace.rtt.map(|rtt| rtt.as_secs_f64()),
             first_lossy_hop: trace.first_lossy_hop,
+            ttl_clamped: trace.is_ttl_clamped,
             hops: trace.hops.iter().map(HopRecord::from).collect(),
         }
     }

@@ -150,6 +150,11 @@ const MEASURING: &[Row] = &[
         "not added; the oldest is forgotten, and its return is a new route",
     ),
     (
+        "probes between two traces of a flow whose peer does not answer",
+        &["proto/src/trace/reachability.rs:CHECKS_IN_FLIGHT"],
+        "the oldest counts as one of a trace",
+    ),
+    (
         "routers remembered for each hop",
         &["proto/src/trace/hop.rs:RESPONDERS_MAX"],
         "the one that has been silent longest is forgotten",

@@ -49,6 +49,8 @@ pub struct SimRouter {
     pub quoted_bytes: usize,
     /// What it attaches to its answers, as an extension structure (RFC 4884); empty: nothing.
     pub extensions: Vec<u8>,
+    /// The TTL that packets leave it with, instead of one less than they came with.
+    pub sets_ttl: Option<u8>,
     tokens: f64,
     refilled_at: u64,
 }
@@ -106,6 +108,7 @@ impl SimRouter {
             loss: 0.0,
             quoted_bytes: 520,
             extensions: Vec::new(),
+            sets_ttl: None,
             tokens: 0.0,
             refilled_at: 0,
         }
@@ -168,6 +171,7 @@ impl RouterNetwork {
             if random.chance(router.loss) {
                 return Transit::Lost;
             }
+            ttl = router.sets_ttl.unwrap_or(ttl);
         }
         match self.is_reachable {
             true => Transit::Delivered { at: at + self.last_delay, ttl },

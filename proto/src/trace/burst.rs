@@ -211,6 +211,12 @@ impl Burst {
         }
     }
 
+    /// Sends no further limited probes.
+    pub(super) fn skip_hops(&mut self) {
+        self.to_send.retain(|ttl| *ttl == DESTINATION);
+        self.stage = Stage::Hops(0);
+    }
+
     /// The number of routers, if known.
     pub(super) fn routers(&self) -> Option<u8> {
         match (self.method, self.stage) {

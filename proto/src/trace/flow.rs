@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep, SPACING};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
+use super::reachability::Reachability;
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
-use super::{Answer, DESTINATION, Direction, Hop, ProbeProtocol, TRACE_GAP_MIN, Trace, Trigger};
+use super::ttl_clamp::TtlClamp;
+use super::{Answer, DESTINATION, Direction, Hop, ProbeProtocol, TRACE_GAP_MIN, Trace, TraceReport, Trigger};
 use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
@@ -58,6 +60,10 @@ pub(super) struct TracedFlow {
     in_flight: Option<(u64, Timestamp)>,
     /// What the length that a burst has found says about the route.
     found_update: Option<RouteUpdate>,
+    pub(super) reachability: Reachability,
+    pub(super) ttl_clamp: TtlClamp,
+    /// Reports that were not taken yet.
+    pub(super) reports: VecDeque<TraceReport>,
 }
 
 /// A hop to probe again.
@@ -97,10 +103,13 @@ pub(super) enum FlowStep {
         /// Whether a token was [reserved](crate::probe_budget::ProbeBudget::reserve) for it.
         is_reserved: bool,
     },
+    /// Ask the destination, outside of a trace.
+    Check,
     /// Wait until this time or an answer.
     Wait(Timestamp),
     /// A trace is complete.
     Traced(Box<Trace>),
+    Report(TraceReport),
 }
 
 impl TracedFlow {
@@ -141,6 +150,9 @@ impl TracedFlow {
             bursts: 0,
             in_flight: None,
             found_update: None,
+            reachability: Reachability::new(),
+            ttl_clamp: TtlClamp::default(),
+            reports: VecDeque::new(),
         }
     }
 
@@ -170,6 +182,10 @@ impl TracedFlow {
 
     pub(super) fn route(&self) -> &RouteTracker {
         &self.route
+    }
+
+    pub(super) fn protocol(&self) -> ProbeProtocol {
+        self.protocol
     }
 
     fn method(&self) -> BurstMethod {
@@ -211,7 +227,14 @@ impl TracedFlow {
     }
 
     pub(super) fn step(&mut self, now: Timestamp, drained: Timestamp) -> FlowStep {
+        if let Some(report) = self.reports.pop_front() {
+            return FlowStep::Report(report);
+        }
         self.route.expire(now);
+        self.ttl_clamp.expire(now);
+        if self.reachability.take_trace(now) {
+            self.trigger(Trigger::Unreached);
+        }
         if !self.has_rounds() && self.traced_at.is_some_and(|at| at + self.interval <= now) {
             self.trigger(Trigger::Interval);
         }
@@ -244,6 +267,10 @@ impl TracedFlow {
         if let Some(trace) = self.end_round(now, drained) {
             return FlowStep::Traced(Box::new(trace));
         }
+        match self.reachability.next_check(now) {
+            Ok(()) => return FlowStep::Check,
+            Err(at) => until = until.min(at),
+        }
         for step in [Self::confirm, Self::retry, Self::roll] {
             match step(self, now) {
                 Ok((ttl, is_reserved)) => return FlowStep::Send { ttl, is_reserved },
@@ -259,7 +286,14 @@ impl TracedFlow {
         self.last_trigger = trigger;
         self.retries.retain(|retry| retry.is_reserved);
         let seed = mix(self.seed ^ self.bursts);
-        let (routers, rtt) = (self.routers, self.rtt);
+        let routers = match (self.ttl_clamp.is_found(), self.ttl_clamp.is_ended()) {
+            (true, _) => Some(0),
+            // Hops behind the known ones show whether a router ends all probes.
+            (false, true) => None,
+            (false, false) => self.routers,
+        };
+        self.ttl_clamp.trace_began();
+        let rtt = self.rtt;
         let method = self.method();
         self.burst = Some(Burst::new(trigger, now, routers, rtt, method, self.hops_max, seed));
     }
@@ -270,6 +304,7 @@ impl TracedFlow {
         if let (BurstMethod::Searched { .. }, Some(routers)) = (self.method(), burst.routers()) {
             self.found_update = self.observe_routers(routers, now);
         }
+        self.examine(burst.probes(), now);
         let routers = burst.routers().or(self.routers);
         let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
         if self.protocol.is_searching() && trace.rtt.is_none() {
@@ -277,6 +312,7 @@ impl TracedFlow {
             self.rtt = None;
         }
         self.establish_route(&trace);
+        self.trace_ended(&trace, burst.probes(), now);
         for hop in trace.hops.iter().filter(|hop| hop.answers.is_empty()) {
             if self.hop(hop.ttl).is_none_or(|history| !history.is_silent()) {
                 let at = now + RETRY_SPACING;
@@ -291,7 +327,8 @@ impl TracedFlow {
 
     /// Sets the first route, as soon as a trace was answered.
     fn establish_route(&mut self, trace: &Trace) {
-        if self.route.current().is_some() || (trace.rtt.is_none() && trace.hops.is_empty()) {
+        let is_empty = trace.is_ttl_clamped || (trace.rtt.is_none() && trace.hops.is_empty());
+        if self.route.current().is_some() || is_empty {
             return;
         }
         let routers = trace.hops.iter().map(|hop| match hop.answers.first() {
@@ -310,6 +347,8 @@ impl TracedFlow {
         probes: &[BurstProbe],
         routers: Option<u8>,
     ) -> Trace {
+        let is_ttl_clamped = self.ttl_clamp.is_found();
+        let routers = routers.filter(|_| !is_ttl_clamped);
         let by_router = |probe: &&BurstProbe| !probe.is_reached;
         let answered =
             |ttl: u8| probes.iter().filter(by_router).any(|probe| probe.ttl == ttl && probe.answer.is_some());
@@ -317,6 +356,8 @@ impl TracedFlow {
         let rtt = rtt.filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).min();
         let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
         let length = match (rtt, routers) {
+            // Who answered says nothing about the hop.
+            _ if is_ttl_clamped => 0,
             (Some(_), Some(routers)) => routers,
             (None, Some(routers)) => routers.min(last_answered.saturating_add(1)),
             (_, None) => last_answered,
@@ -353,6 +394,7 @@ impl TracedFlow {
             first_lossy_hop: first_lossy_hop(&states),
             hops,
             route: self.route.current().map(|route| route.id),
+            is_ttl_clamped,
         }
     }
 
@@ -419,8 +461,10 @@ impl TracedFlow {
         // Probes that confirm a change may come before the round.
         let first = probes.iter().map(|probe| probe.sent_at).min();
         let began = first.map_or(self.round_began, |first| self.round_began.min(first));
+        self.examine(&probes, now);
         let trace = self.record(Trigger::Interval, began, now, &probes, self.routers);
         self.establish_route(&trace);
+        self.trace_ended(&trace, &probes, now);
         Some(Trace { route: self.route.current().map(|route| route.id), ..trace })
     }
 
@@ -444,6 +488,7 @@ impl TracedFlow {
                 return Err(self.round_ends());
             }
             self.rounds += 1;
+            self.ttl_clamp.trace_began();
             let is_late = now.since(self.next_round) > self.interval;
             self.round_began = if is_late { now } else { self.next_round };
             self.next_round = self.round_began + self.interval;
@@ -541,6 +586,11 @@ impl TracedFlow {
         let is_new = self.hop(ttl).and_then(HopHistory::last_responder).is_some_and(|r| r.address != from);
         let answer = self.hop_mut(ttl).answered(answer, at);
         self.answer(sequence, answer, false);
+        // A search behind the known length, because probes to the destination end before it.
+        let is_beyond = self.ttl_clamp.is_ended() && self.routers.is_some_and(|routers| ttl > routers);
+        if self.ttl_clamp.is_found() || is_beyond {
+            return None;
+        }
         let mut update = self.route.answered(ttl, from, at);
         if self.protocol.is_searching() {
             if let Some(burst) = &mut self.burst {
@@ -571,7 +621,10 @@ impl TracedFlow {
         let is_searching = self.protocol.is_searching();
         let is_reached = ttl == DESTINATION || is_searching;
         if is_reached {
-            self.destination.answered(Answer::new(from, rtt), at);
+            // Checks come when the destination is missed, so they do not show the usual loss.
+            if !self.reachability.is_check(sequence) {
+                self.destination.answered(Answer::new(from, rtt), at);
+            }
             self.rtt = Some(rtt);
         }
         self.answer(sequence, Answer::new(from, rtt), is_reached);
@@ -581,7 +634,7 @@ impl TracedFlow {
             }
             return self.length_shown(ttl, true, at);
         }
-        let routers = routers?;
+        let routers = routers.filter(|_| !self.ttl_clamp.is_found())?;
         if let Some(burst) = &mut self.burst {
             burst.learn_routers(routers);
         }
@@ -590,6 +643,9 @@ impl TracedFlow {
 
     /// The number of routers, from a reply to this tracer or to an echo.
     pub(super) fn observe_routers(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
+        if self.ttl_clamp.is_found() {
+            return None;
+        }
         if self.protocol.is_searching() && self.route.shorten(routers) {
             self.routers = Some(routers);
             return None;
@@ -611,6 +667,19 @@ impl TracedFlow {
             self.destination.unanswered();
         } else {
             self.hop_mut(ttl).unanswered();
+        }
+    }
+
+    /// Sends no limited probes any more, and forgets the number of routers.
+    pub(super) fn stop_limited_probes(&mut self) {
+        self.routers = None;
+        self.route.forget_length();
+        self.retries.clear();
+        self.confirmations_queued.clear();
+        self.round.clear();
+        self.round_probes.clear();
+        if let Some(burst) = &mut self.burst {
+            burst.skip_hops();
         }
     }
 
@@ -691,7 +760,13 @@ mod tests {
                         }
                         self.next_sequence += 1;
                     }
+                    FlowStep::Check => {
+                        self.flow.queued(self.next_sequence, DESTINATION, time);
+                        self.flow.check_queued(self.next_sequence);
+                        self.next_sequence += 1;
+                    }
                     FlowStep::Traced(trace) => self.traces.push(*trace),
+                    FlowStep::Report(report) => panic!("{report:?}"),
                     FlowStep::Wait(next) => {
                         let next = self.answers.front().map_or(next, |(due, ..)| next.min(*due));
                         if next > at(until) {
@@ -806,6 +881,7 @@ mod tests {
                 }
                 FlowStep::Traced(trace) => break trace,
                 FlowStep::Wait(_) => {}
+                step @ (FlowStep::Check | FlowStep::Report(_)) => panic!("{step:?}"),
             }
             sequence += 1;
         };

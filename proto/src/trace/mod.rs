@@ -17,11 +17,14 @@ mod enumeration;
 mod enumerator;
 mod extensions;
 mod flow;
+mod flow_reports;
 mod hop;
 mod probe_match;
+mod reachability;
 mod reverse;
 mod route;
 mod tracer;
+mod ttl_clamp;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};
@@ -36,8 +39,10 @@ pub use enumeration::{
 pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
+pub use reachability::ReachabilityChange;
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
+pub use ttl_clamp::{CLAMPED_FOR, TtlRewriting};
 pub use watch::{EchoWatch, Finding};
 
 use crate::dscp::Dscp;
@@ -162,6 +167,8 @@ pub enum Trigger {
     LocalRoute,
     /// The peer reported a change of its route to this host.
     Peer,
+    /// The destination, which has answered before, did not answer the trace before.
+    Unreached,
     /// A user requested it.
     Request,
 }
@@ -180,6 +187,7 @@ impl Trigger {
             Self::Mtu => "mtu",
             Self::LocalRoute => "local_route",
             Self::Peer => "peer",
+            Self::Unreached => "unreached",
             Self::Request => "request",
         }
     }
@@ -245,6 +253,17 @@ pub enum TraceReport {
         /// When it was first observed.
         since: Timestamp,
     },
+    /// The destination of a flow no longer answers, or answers again. Only in forward direction.
+    Reachability(Box<ReachabilityChange>),
+    /// A device on the way of a flow rewrites TTLs. For [`CLAMPED_FOR`] no limited probes are sent on it.
+    TtlClamped {
+        /// The flow.
+        flow: u8,
+        /// How.
+        rewriting: TtlRewriting,
+        /// What led to the trace that showed it.
+        trigger: Trigger,
+    },
 }
 
 /// A complete trace.
@@ -271,6 +290,8 @@ pub struct Trace {
     pub route: Option<RouteId>,
     /// The TTL from which on probes are lost up to the destination; `None` if the destination loses none.
     pub first_lossy_hop: Option<u8>,
+    /// Whether a device on the way rewrites TTLs. Then hops and the number of routers are not known.
+    pub is_ttl_clamped: bool,
 }
 
 /// A hop of a trace.

@@ -199,6 +199,17 @@ impl RouteTracker {
         self.candidate.as_ref()?.routers.map(|(routers, _)| routers)
     }
 
+    /// Forgets the number of routers, hops behind the last known router, and observations that differ from
+    /// the current route.
+    pub(super) fn forget_length(&mut self) {
+        self.candidate = None;
+        if let Some(route) = &mut self.current {
+            route.routers = None;
+            let known = route.hops.iter().rposition(|hop| *hop != HopRouter::Unknown);
+            route.hops.truncate(known.map_or(0, |index| index + 1));
+        }
+    }
+
     /// Discards a candidate that could not be confirmed in time.
     pub(super) fn expire(&mut self, now: Timestamp) {
         if self.candidate.as_ref().is_some_and(|candidate| now.since(candidate.since) > CANDIDATE_AGE_MAX) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::burst::SPACING;
 use super::flow::{FlowStep, TracedFlow};
+use super::flow_reports::DestinationReply;
 use super::probe_match::{self, authentic_reply, wire_sequence};
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
@@ -213,8 +214,14 @@ impl Tracer {
             return self.destination_answered(sequence, arrival);
         }
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
-        // The TTL of all other requests ends only in a loop, at no hop of the route.
+        // The TTL of all other requests ends only in a loop, or because it was rewritten, at no hop of the
+        // route.
         let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
+        let has_ended = icmp.kind == IcmpKind::TtlExceeded && !is_limited && !probe.is_answered;
+        if has_ended && probe.direction == Direction::Forward && self.spec.quirks.is_none() {
+            self.traced(Direction::Forward, arrival.flow)?.unlimited_ended(router);
+            return Some(());
+        }
         match icmp.kind {
             IcmpKind::TtlExceeded if is_limited => {}
             // The sender of these errors rejected the packet at an unknown hop.
@@ -303,6 +310,12 @@ impl Tracer {
         let rtt = elapsed.saturating_sub(Duration::from_nanos(turnaround));
         let from = arrival.from.ip();
         let back = |sent: u8| sent.checked_sub(arrival.ttl?);
+        let arrived_ttl = match direction {
+            Direction::Forward => Some(reply.sender_ttl).filter(|ttl| *ttl > 0),
+            Direction::Reverse => arrival.ttl,
+        };
+        // Other responders than agents may report anything.
+        let arrived_ttl = arrived_ttl.filter(|_| self.spec.quirks.is_none());
         if let Some(reverse) = &reverse {
             self.outcomes_received(reverse, flow, arrival.at);
         }
@@ -337,6 +350,9 @@ impl Tracer {
         };
         self.report(direction, TraceReport::Answered { ttl });
         let Some(traced) = self.traced(direction, flow) else { return Some(()) };
+        let (sent_ttl, sent_at) = (ttl, at);
+        let at = arrival.at;
+        traced.destination_answered(DestinationReply { sequence, sent_ttl, arrived_ttl, sent_at, at });
         if let Some(update) = traced.reached(sequence, ttl, from, rtt, routers, arrival.at) {
             self.report_route(direction, flow, update);
         }
@@ -352,7 +368,7 @@ impl Tracer {
     /// Decides the probes that were not answered in time. Probes are in the order in which they were sent.
     fn expire(&mut self, drained: Timestamp) {
         while let Some(first) = self.probes.first_entry() {
-            let probe = *first.get();
+            let (first_sequence, probe) = (*first.key(), *first.get());
             if !probe.is_sent || probe.at + ANSWER_AGE_MAX > drained {
                 break;
             }
@@ -362,7 +378,7 @@ impl Tracer {
                 // On the way back it may also have been lost before its reply was sent.
                 let is_known = direction == Direction::Forward || ttl == DESTINATION || probe.is_reply_sent;
                 if let Some(traced) = self.traced(direction, flow).filter(|_| is_known) {
-                    traced.unanswered(ttl);
+                    traced.probe_expired(first_sequence, ttl);
                 }
                 let unanswered = TraceReport::Unanswered { ttl };
                 self.report(direction, if is_known { unanswered } else { TraceReport::Withdrawn });
@@ -589,6 +605,16 @@ impl Tracer {
                     }
                     return Step::Report(DirectedReport { direction, report: TraceReport::Traced(trace) });
                 }
+                FlowStep::Check => {
+                    let check = (DESTINATION, false);
+                    if let Some(send) = self.send((direction, flow), check, NOTHING_WANTED, now, arena) {
+                        if let Some(traced) = self.traced(direction, flow) {
+                            traced.check_queued(send.id.0);
+                        }
+                        return Step::Send(send);
+                    }
+                }
+                FlowStep::Report(report) => return Step::Report(DirectedReport { direction, report }),
                 FlowStep::Wait(until) => return Step::Wait(until),
             }
         }
@@ -670,9 +696,11 @@ impl Machine for Tracer {
         }
     }
 
-    /// No effect: a route does not depend on whether the peer answers, and a trace without an answer of the
-    /// destination is no change.
-    fn peer_leaving(&mut self, _: Timestamp) {}
+    /// That the destination does not answer is not reported until it has answered again. A route does not
+    /// depend on that.
+    fn peer_leaving(&mut self, at: Timestamp) {
+        self.forward.iter_mut().for_each(|traced| traced.reachability.peer_leaving(at));
+    }
 
     fn in_flight(&self) -> usize {
         self.probes.values().filter(|probe| probe.is_sent && !probe.is_answered).count()

@@ -304,6 +304,12 @@ impl Run {
                 }
                 RouteUpdate::LoadBalanced { routers, .. } => assert!(routers.len() > 1),
             },
+            TraceReport::Reachability(change) => {
+                assert_eq!(direction, Direction::Forward);
+                assert!(change.since + change.lasted.unwrap_or_default() <= self.at);
+                assert!(change.last_hop.is_none_or(|(ttl, _)| (1..=self.hops_max).contains(&ttl)));
+            }
+            TraceReport::TtlClamped { .. } => {}
         }
         let undecided = self.counts[&direction].undecided();
         assert!(undecided <= self.left_count);

@@ -21,3 +21,4 @@ mod stamp_suite;
 mod stream;
 mod third_party;
 mod trace;
+mod trace_reports;

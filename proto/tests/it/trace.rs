@@ -17,9 +17,9 @@ use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 
 use super::conservation::seeds;
 
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 
-fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
+pub(super) fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
     TraceSpec {
         protocol: ProbeProtocol::Udp,
         to: TraceWorld::responder_address(),
@@ -37,17 +37,17 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
     }
 }
 
-fn unlimited() -> ProbeLimits {
+pub(super) fn unlimited() -> ProbeLimits {
     let none = ProbeRate::UNLIMITED;
     ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none }
 }
 
-fn world(seed: u64, network: RouterNetwork) -> TraceWorld {
+pub(super) fn world(seed: u64, network: RouterNetwork) -> TraceWorld {
     let tracer = Tracer::new(spec(seed, 1, unlimited()), TraceWorld::start());
     TraceWorld::new(tracer, network, seed)
 }
 
-fn traces(reports: &[(Duration, TraceReport)]) -> Vec<&Trace> {
+pub(super) fn traces(reports: &[(Duration, TraceReport)]) -> Vec<&Trace> {
     let found = reports.iter().filter_map(|(_, report)| {
         let TraceReport::Traced(trace) = report else { return None };
         Some(&**trace)
@@ -55,7 +55,7 @@ fn traces(reports: &[(Duration, TraceReport)]) -> Vec<&Trace> {
     found.collect()
 }
 
-fn route_events(reports: &[(Duration, TraceReport)]) -> Vec<(Duration, &RouteUpdate, Trigger)> {
+pub(super) fn route_events(reports: &[(Duration, TraceReport)]) -> Vec<(Duration, &RouteUpdate, Trigger)> {
     let found = reports.iter().filter_map(|(at, report)| {
         let TraceReport::Route { update, trigger, .. } = report else { return None };
         Some((*at, &**update, *trigger))

@@ -1,0 +1,109 @@
+//! What a flow reports besides its traces and its route: whether the destination answers, and whether TTLs
+//! are rewritten.
+
+use std::net::IpAddr;
+
+use super::burst::BurstProbe;
+use super::flow::TracedFlow;
+use super::reachability::ReachabilityChange;
+use super::ttl_clamp::TtlRewriting;
+use super::{DESTINATION, Direction, Trace, TraceReport};
+use crate::time::Timestamp;
+
+/// A reply of the destination to a probe of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DestinationReply {
+    pub(super) sequence: u64,
+    /// The TTL with which the probe was sent.
+    pub(super) sent_ttl: u8,
+    /// The TTL with which it arrived; `None` if it is not known for sure.
+    pub(super) arrived_ttl: Option<u8>,
+    /// When the probe was sent.
+    pub(super) sent_at: Timestamp,
+    pub(super) at: Timestamp,
+}
+
+impl TracedFlow {
+    /// The destination answered a probe. Comes before the number of routers is learned from that.
+    pub(super) fn destination_answered(&mut self, reply: DestinationReply) {
+        let DestinationReply { sequence, sent_ttl, arrived_ttl, sent_at, at } = reply;
+        if self.shows_reachability()
+            && let Some(since) = self.reachability.answered(sequence, sent_at)
+        {
+            self.report_reachability(since, Some(at));
+        }
+        if let Some(rewriting) = arrived_ttl.and_then(|arrived| self.ttl_clamp.reached(sent_ttl, arrived)) {
+            self.clamp_found(rewriting, at);
+        }
+    }
+
+    /// A probe was not answered in time.
+    pub(super) fn probe_expired(&mut self, sequence: u64, ttl: u8) {
+        if !self.reachability.is_check(sequence) {
+            self.unanswered(ttl);
+        }
+        if ttl == DESTINATION
+            && self.shows_reachability()
+            && let Some(since) = self.reachability.unanswered(sequence)
+        {
+            self.report_reachability(since, None);
+        }
+    }
+
+    /// The probe that was requested last is a check and of no trace.
+    pub(super) fn check_queued(&mut self, sequence: u64) {
+        self.not_sent(sequence);
+        self.reachability.check_queued(sequence);
+    }
+
+    /// Looks for rewritten TTLs in the probes of a complete trace.
+    pub(super) fn examine(&mut self, probes: &[BurstProbe], now: Timestamp) {
+        let answers = probes.iter().filter(|probe| probe.ttl != DESTINATION);
+        let answers = answers.filter_map(|probe| Some((probe.ttl, probe.answer.as_ref()?.router)));
+        let is_reached = probes.iter().any(|probe| probe.ttl == DESTINATION && probe.answer.is_some());
+        if let Some(rewriting) = self.ttl_clamp.trace_ended(answers, is_reached) {
+            self.clamp_found(rewriting, now);
+        }
+    }
+
+    /// A trace with these probes is complete.
+    pub(super) fn trace_ended(&mut self, trace: &Trace, probes: &[BurstProbe], now: Timestamp) {
+        if self.shows_reachability() {
+            let to_destination = probes.iter().filter(|probe| probe.ttl == DESTINATION);
+            let sent = to_destination.map(|probe| probe.sent_at).min();
+            if let Some(since) = self.reachability.traced(trace, sent, now) {
+                self.report_reachability(since, None);
+            }
+        }
+    }
+
+    /// The TTL of an unlimited probe ended at a router.
+    pub(super) fn unlimited_ended(&mut self, router: IpAddr) {
+        self.ttl_clamp.ended(router);
+    }
+
+    /// Whether probes with a full TTL show if the destination can be reached. Both directions show the same.
+    fn shows_reachability(&self) -> bool {
+        self.direction == Direction::Forward && !self.protocol().is_searching()
+    }
+
+    fn clamp_found(&mut self, rewriting: TtlRewriting, now: Timestamp) {
+        if self.ttl_clamp.found(now) {
+            let trigger = self.last_trigger();
+            self.reports.push_back(TraceReport::TtlClamped { flow: self.index, rewriting, trigger });
+        }
+        self.stop_limited_probes();
+    }
+
+    fn report_reachability(&mut self, since: Timestamp, answered: Option<Timestamp>) {
+        let change = ReachabilityChange {
+            flow: self.index,
+            route: self.route().current().cloned(),
+            last_hop: self.reachability.last_hop(),
+            trigger: self.last_trigger(),
+            since,
+            lasted: answered.map(|at| at.since(since)),
+        };
+        self.reports.push_back(TraceReport::Reachability(Box::new(change)));
+    }
+}
