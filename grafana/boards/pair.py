@@ -60,6 +60,7 @@ def board():
                 line(6, (12, route()), (12, reached())),
                 line(8, (8, routers()), (8, route_changes()), (8, first_lossy_hop())),
                 line(8, (8, traces()), (8, trace_probes()), (8, rate_limited_hops())),
+                line(5, (24, ttl_clamped())),
             ),
             details("Hops (hop_metrics)", line(10, (12, hop_table()), (12, hop_rtt()))),
             details("Path MTU", line(8, (12, mtu()), (12, mtu_probes()))),
@@ -476,6 +477,16 @@ def rate_limited_hops():
         NUMBER,
         "Of the first flow: their routers answer only some probes, although packets pass them. That is no loss, and common.",
         query(f"max by (direction) (pathmeter_trace_rate_limited_hops{{{TRACED}}})", "{{direction}}", expects=TRACES),
+    )
+
+
+def ttl_clamped():
+    return state_timeline(
+        "TTLs rewritten on the way",
+        "Of any flow. A device on the way sets the TTL, so the routers cannot be measured and the other panels of this row show little. /api/v1/events says how. "
+        "Normal: never. It is found at once; that it is gone is found within a day.",
+        _traced("pathmeter_trace_ttl_clamped"),
+        mappings=[value(0, "no", GREEN), value(1, "rewritten", ORANGE)],
     )
 
 
