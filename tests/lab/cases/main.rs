@@ -177,6 +177,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
+        trial("trace_clamped", trace::clamped),
         trial("trace_limited", trace::limited),
         trial("trace_labels", trace::labels),
         trial("trace_protocols", trace_protocols::chain),
@@ -190,6 +191,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_refusing_router", trace_networks::refusing_router),
         trial("trace_mtu_step", trace_networks::mtu_step),
         trial("trace_raised_limits", trace_networks::raised_limits),
+        repeatable("trace_unreachable", trace::unreachable),
         trial("websocket_admission", websocket::admission),
     ]
 }

@@ -1,9 +1,11 @@
 //! Traces through routers of the kernel, and through routers that attach something to their answers.
 
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
-use pathmeter_lab::{Net, NetPlan, WireRouter, eventually};
+use pathmeter_lab::{Namespace, Net, NetPlan, WireRouter, eventually};
 use pathmeter_proto::sim::{Link, Loss};
 use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 use serde_json::{Value, json};
@@ -90,6 +92,28 @@ pub(crate) fn routers_of_chain(is_v4: bool, direction: &str) -> Vec<IpAddr> {
     let cables: Vec<usize> =
         if direction == "forward" { (0..ROUTERS).collect() } else { (1..=ROUTERS).rev().collect() };
     cables.into_iter().map(|cable| address(cable).parse().unwrap()).collect()
+}
+
+/// The events of one type about the way to the peer, oldest first.
+fn forward_events(agent: &NodeAgent<'_>, name: &str) -> Vec<Value> {
+    let events = agent.json("/api/v1/events");
+    let is_meant = |event: &&Value| event["event"] == name && event["direction"] == "forward";
+    events["events"].as_array().unwrap().iter().filter(is_meant).cloned().collect()
+}
+
+/// The first of these events, as soon as there is one.
+fn wait_for_event(agent: &NodeAgent<'_>, name: &str) -> Value {
+    agent.page_within(CONFIRMED_WITHIN, name, |_| !forward_events(agent, name).is_empty());
+    forward_events(agent, name).swap_remove(0)
+}
+
+/// Adds rules to the netfilter of a node.
+fn nft(node: &Namespace, rules: &str) {
+    let mut command = node.command("nft");
+    let mut child =
+        command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is installed (Debian: nftables)");
+    child.stdin.take().expect("it is piped").write_all(rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{rules}");
 }
 
 /// Every router of a chain is found, over both families, with an RTT that grows with the distance.
@@ -371,4 +395,86 @@ fn table_of(net: &Net, target: IpAddr) -> Vec<String> {
     let found: Vec<String> = lines.map(|(_, rest)| rest.to_owned()).collect();
     assert!(!found.is_empty(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     found
+}
+/// A router drops what is for the peer, and later does not: two events, with the last hop that answers, and
+/// no change of the route.
+pub(crate) fn unreachable() -> Result<(), Inconclusive> {
+    let net = NetPlan::chain(4).build(7);
+    let b = start(&net, "b", ("a", net.v4("a")), 1);
+    let a = start(&net, "a", ("b", net.v4("b")), 1);
+    let trace = first_trace(&a, "forward");
+    assert_eq!(trace["routers"], 4, "{trace}");
+    let blackhole = |action: &str| {
+        net.node("r3").ip(&format!("route {action} blackhole {}/32\n", net.v4("b")));
+    };
+    blackhole("add");
+    let down = wait_for_event(&a, "route_unreachable");
+    match down["last_hop"]["ttl"].as_u64() {
+        // The answers of routers behind the first wire came later than the trace waits.
+        None | Some(1) => return Err(Inconclusive(format!("some answers are missing: {down}"))),
+        Some(_) => assert_eq!(down["last_hop"], json!({"ttl": 2, "router": "10.77.1.2"}), "{down}"),
+    }
+    assert_eq!(
+        (&down["peer"], &down["flow"], &down["route"]["routers"]),
+        (&json!("b"), &json!(0), &json!(4))
+    );
+    assert!(down["after"]["lost"].as_u64() > Some(0), "{down}");
+    assert!(down.get("seconds").is_none(), "{down}");
+    assert_eq!(forward_events(&a, "route_reachable"), Vec::<Value>::new());
+    blackhole("del");
+    let up = wait_for_event(&a, "route_reachable");
+    // The second trace comes ten seconds after the first.
+    assert!(up["seconds"].as_f64() > Some(10.0), "{up}");
+    assert_eq!(up["route"], down["route"], "{up}");
+    assert_eq!(forward_events(&a, "route_unreachable").len(), 1);
+    for name in ["route_changed", "route_restored"] {
+        assert_eq!(forward_events(&a, name), Vec::<Value>::new());
+    }
+    drop(b);
+    Ok(())
+}
+
+/// A router that sets the TTL of what it forwards to the peer: the way is not traced, in this direction only.
+pub(crate) fn clamped() {
+    for (rule, expected, router) in [
+        ("ip ttl set 64", "raised", Value::Null),
+        // The second router after it is the last one that they reach.
+        ("udp dport 9862 ip ttl set 2", "lowered", json!("10.77.2.2")),
+    ] {
+        let net = NetPlan::chain(4).build(8);
+        nft(
+            net.node("r1"),
+            &format!(
+                "add table ip clamp\n\
+                 add chain ip clamp forward {{ type filter hook forward priority mangle; }}\n\
+                 add rule ip clamp forward ip daddr {} {rule}\n",
+                net.v4("b")
+            ),
+        );
+        let b = start(&net, "b", ("a", net.v4("a")), 1);
+        let a = start(&net, "a", ("b", net.v4("b")), 1);
+        let event = wait_for_event(&a, "route_ttl_clamped");
+        let found = (&event["ttl"], &event["router"], &event["flow"]);
+        assert_eq!(found, (&json!(expected), &router, &json!(0)), "{event}");
+        let trace = eventually("a trace without hops", || {
+            let trace = flows(&a).first()?["forward"]["trace"].clone();
+            (trace["ttl_clamped"] == true).then_some(trace)
+        });
+        assert_eq!((&trace["routers"], &trace["hops"]), (&Value::Null, &json!([])), "{trace}");
+        let page = a.page_when("the gauge", |page| {
+            page.count("pathmeter_trace_ttl_clamped", &["direction=\"forward\""]) == 1
+        });
+        assert!(!page.has("pathmeter_trace_routers", &["direction=\"forward\""]), "{page}");
+        if expected == "raised" {
+            assert_eq!(trace["reached"], true, "{trace}");
+            let back = first_trace(&a, "reverse");
+            assert_eq!((&back["routers"], &back["ttl_clamped"]), (&json!(4), &json!(false)), "{back}");
+            // The other agent's replies pass the same router.
+            b.page_when("the gauge of the way back", |page| {
+                page.count("pathmeter_trace_ttl_clamped", &["direction=\"reverse\""]) == 1
+            });
+        }
+        assert_eq!(forward_events(&a, "route_ttl_clamped").len(), 1);
+        drop(b);
+    }
 }
