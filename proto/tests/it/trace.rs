@@ -83,7 +83,7 @@ fn cold_trace_of_a_chain_asks_each_hop_once_and_takes_two_round_trips() {
 }
 
 /// A random network: widths 1 to 16, all kinds of balance and of answers.
-fn random_network(seed: u64) -> RouterNetwork {
+pub(super) fn random_network(seed: u64) -> RouterNetwork {
     let mut random = Random::new(seed);
     let count = random.between(1, 20);
     let segments = (0..count).map(|segment| {

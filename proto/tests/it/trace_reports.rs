@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::machine::Machine as _;
+use pathmeter_proto::probe_budget::ProbeLimits;
 use pathmeter_proto::sim::{Answers, Random, RouterNetwork, TraceWorld};
 use pathmeter_proto::trace::{
     CLAMPED_FOR, DESTINATION, Direction, Finding, HopState, ReachabilityChange, TraceReport, TraceSpec,
@@ -12,7 +13,7 @@ use pathmeter_proto::trace::{
 };
 
 use super::conservation::seeds;
-use super::trace::{MS, route_events, spec, traces, unlimited, world};
+use super::trace::{MS, random_network, route_events, spec, traces, unlimited, world};
 
 type Reports = [(Duration, TraceReport)];
 
@@ -278,6 +279,52 @@ fn way_back_whose_ttls_are_raised_is_found_alone() {
     let latest = traces(world.reverse_reports()).last().copied().unwrap();
     assert_eq!((latest.is_ttl_clamped, latest.routers), (true, None));
     assert_eq!(traces(&reports).last().unwrap().routers, Some(3));
+}
+
+/// Sixteen flows share the probes that routers answer, so that many are sent later.
+#[test]
+fn limits_of_the_routers_do_not_hide_what_each_flow_shows() {
+    for (network, expected) in [
+        (clamped(6, 1, 64), 16..=16),
+        (clamped(3, 0, 3), 16..=16),
+        // One router answers all probes of all flows: two answers in a row for each take long.
+        (clamped(6, 0, 4), 2..=16),
+        (RouterNetwork::chain(6, MS), 0..=0),
+    ] {
+        let tracer = Tracer::new(spec(1, 16, ProbeLimits::default()), TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, network.clone(), 1);
+        world.changes.insert(600_000 * MS, cut(&network, 1));
+        let reports = world.run(seconds(900));
+        let clamped = reports.iter().filter_map(|(_, report)| {
+            let TraceReport::TtlClamped { flow, .. } = report else { return None };
+            Some(*flow)
+        });
+        let (clamped, count) = (clamped.collect::<BTreeSet<u8>>(), clamps(&reports).len());
+        assert_eq!(clamped.len(), count, "once for each flow");
+        assert!(expected.contains(&count), "{count}, {network:?}");
+        let changes = reachability(&reports);
+        let unreachable: BTreeSet<u8> = changes.iter().map(|(_, change)| change.flow).collect();
+        assert_eq!(unreachable.len(), changes.len(), "once for each flow");
+        let has_answered = traces(&reports).iter().any(|trace| trace.rtt.is_some());
+        assert_eq!(unreachable.len(), if has_answered { 16 } else { 0 }, "{network:?}");
+    }
+}
+
+/// Balanced packet by packet, limited and silent routers, in both directions.
+#[test]
+fn day_without_a_fault_has_no_report() {
+    for seed in seeds(10) {
+        let spec = TraceSpec { traces_reverse: true, ..spec(seed, 2, ProbeLimits::default()) };
+        let tracer = Tracer::new(spec, TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, random_network(seed), seed);
+        world.reverse = random_network(seed + 1_000);
+        (world.forward.is_reachable, world.reverse.is_reachable) = (true, true);
+        world.reverse_loss = 0.05;
+        let reports = world.run(seconds(24 * 3_600));
+        for reports in [&reports[..], world.reverse_reports()] {
+            assert_eq!((clamps(reports), reachability(reports)), (vec![], vec![]), "SIM_SEED={seed}");
+        }
+    }
 }
 
 /// Packets that go around between routers, of which some do not answer, until their TTL ends.
