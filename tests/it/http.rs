@@ -98,7 +98,8 @@ fn api_agent_shows_identity_and_admission() {
         shown["you"],
         json!({"address": "127.0.0.1", "stamp": {"answers": false, "reason": reason}, "websocket": {"answers": true}})
     );
-    assert_eq!(shown.as_object().unwrap().len(), 7);
+    assert_eq!(shown["state"], json!({"directory": null, "error": null}));
+    assert_eq!(shown.as_object().unwrap().len(), 8);
 
     agent.rewrite(&(config + "responder: {allow: [127.0.0.1/32]}\n"));
     assert_eq!(agent.reload().status, 200);
