@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use pathmeter_proto::trace::{AnswerExtensions, DirectedReport, Direction, Interface, Trace, TraceReport};
+use pathmeter_proto::probe_budget::ProbeBudget;
+use pathmeter_proto::trace::{
+    AnswerExtensions, Completeness, DirectedReport, Direction, Enumerated, EnumerationReport, EqualCostPaths,
+    Interface, Trace, TraceReport,
+};
 use pathmeter_proto::wire::icmp_extensions::MplsLabel;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
@@ -23,7 +27,8 @@ use crate::config::trace;
 use crate::datagram::{self, TimestampMatching, opens_ping_sockets};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, StartContext};
+use crate::probe::{Loops, Remote, StartContext};
+use crate::trace::{completeness_name, enumerated_json};
 use crate::trace_log::TraceRecord;
 use crate::{resolver, stream};
 
@@ -41,6 +46,9 @@ pub(super) struct TraceArguments {
     /// Number of flows, 1 to 16: routers may send each over another of several equal paths; with tcp always 1
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     flows: u16,
+    /// Find all equal-cost paths, with up to 96 flows over UDP: takes minutes if routers limit their answers
+    #[arg(long, conflicts_with = "flows")]
+    enumerate: bool,
     /// Show addresses only, without a look-up of the names of routers
     #[arg(long, short = 'n')]
     numeric: bool,
@@ -76,6 +84,9 @@ pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
         }
         (_, flows) => options.push(("flows", Argument::Number(*flows))),
     }
+    if arguments.enumerate && protocol != "udp" {
+        return Err(Failure::Usage("--enumerate needs --protocol udp".to_owned()));
+    }
     options.extend(arguments.to.options());
     let probe = probe_from_options(options).map_err(Failure::Usage)?;
     let request = Request { target: &arguments.target, protocol, arguments: &arguments.to };
@@ -86,12 +97,13 @@ pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
 async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
     let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
     let address = target.locate(&arguments.to, probe, &echo.transport).await?;
+    let limits = target.settings().config.trace.probe_limits();
     let (sender, mut reports) = unbounded_channel();
     let (events_sender, mut events) = channel(EVENTS_PENDING_MAX);
     let loops = Loops {
         prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events_sender.clone())?,
         streams: stream::spawn(events_sender)?,
-        probe_budget: Arc::default(),
+        probe_budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         traces: Arc::default(),
     };
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
@@ -111,6 +123,13 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         hops_max: arguments.max_hops,
         hop_metrics: false,
     };
+    if arguments.enumerate {
+        let remote = target.remote();
+        let outcome = enumerate(arguments, (probe, &traced), &remote, address, &start, &mut events).await;
+        loops.stop(Duration::ZERO);
+        while events.recv().await.is_some() {}
+        return outcome;
+    }
     crate::trace::start((probe, &traced), &target.remote(), address, &start, sender);
     let mut routes = Routes::new(arguments, address);
     if !arguments.json {
@@ -125,6 +144,75 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         print_out(&(routes.json().to_string() + "\n"))?;
     }
     if routes.is_reached() { Ok(()) } else { Err(Failure::AlreadyReported) }
+}
+
+/// Enumerates the paths to the target and prints them.
+async fn enumerate(
+    arguments: &TraceArguments,
+    probe: (&Probe, &trace::Trace),
+    remote: &Remote<'_>,
+    address: IpAddr,
+    start: &StartContext<'_>,
+    events: &mut Receiver<LoopEvent>,
+) -> Result<(), Failure> {
+    let (sender, mut reports) = unbounded_channel();
+    crate::trace::enumerate(probe, remote, address, start, sender);
+    if !arguments.json {
+        print_out(&format!("{address}: equal-cost paths over UDP, at most {} hops\n", arguments.max_hops))?;
+    }
+    let enumerated = loop {
+        tokio::select! {
+            Some(event) = events.recv() => {
+                if let LoopEvent::NotStarted { reason, .. } = event {
+                    return Err(anyhow!(reason).into());
+                }
+            }
+            report = reports.recv() => match report {
+                Some(EnumerationReport::Enumerated(enumerated)) => break enumerated,
+                Some(_) => {}
+                None => return Err(anyhow!("the enumeration ended early").into()),
+            },
+        }
+    };
+    let mut object = enumerated_json(&enumerated);
+    let text = match arguments.json {
+        true => {
+            object["target"] = arguments.target.clone().into();
+            object["address"] = address.to_string().into();
+            object.to_string() + "\n"
+        }
+        false => enumerated_text(&enumerated),
+    };
+    print_out(&text)?;
+    if object["reached"] == true { Ok(()) } else { Err(Failure::AlreadyReported) }
+}
+
+fn enumerated_text(enumerated: &Enumerated) -> String {
+    let EqualCostPaths { hops, flows, probes, .. } = &enumerated.paths;
+    let mut text = String::new();
+    for hop in hops {
+        let mut found: Vec<String> = hop.routers.iter().map(|router| router.address.to_string()).collect();
+        if !hop.destination_flows.is_empty() {
+            found.push("target".to_owned());
+        }
+        if found.is_empty() {
+            found.push("*".to_owned());
+        }
+        let note = match hop.completeness {
+            Completeness::Complete => String::new(),
+            Completeness::CompleteIfUniform
+            | Completeness::PartlySilent
+            | Completeness::Silent
+            | Completeness::PerPacket
+            | Completeness::Limited(_) => {
+                format!("  ({})", completeness_name(hop.completeness).replace('_', "-"))
+            }
+        };
+        let _ = writeln!(text, "{:>4}  {}{note}", hop.ttl, found.join("  "));
+    }
+    let seconds = enumerated.duration.as_secs_f64();
+    let _ = writeln!(text, "{probes} probes of {flows} flows in {seconds:.1} s");
+    text
 }
 
 /// The first trace of each flow in each direction.

@@ -1,5 +1,6 @@
 //! Trace probes: the routes of an echo probe's flows.
 
+mod enumeration;
 mod events;
 mod flow_events;
 mod json;
@@ -20,6 +21,7 @@ use crate::metrics::AnySeries;
 use crate::probe::{Groups, Path, Plan, ProbeKind, Remote, StartContext};
 use crate::settings::Settings;
 
+pub use enumeration::{completeness_name, enumerate, enumerated_json};
 use path::{TracePath, TracePlan};
 
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.

@@ -87,6 +87,30 @@ impl TracePlan {
 }
 
 impl TracePlan {
+    /// The source address and port.
+    pub(super) fn source(&self) -> SourceChoice {
+        self.source
+    }
+
+    /// What the tracer does. The loop chooses the values of the session identifiers.
+    pub(super) fn spec(&self, start: &StartContext<'_>) -> TraceSpec {
+        TraceSpec {
+            protocol: self.protocol,
+            to: self.to,
+            ssids: vec![0; usize::from(self.flows)],
+            interval: self.interval,
+            hops_max: self.hops_max,
+            answer_wait: self.answer_wait,
+            dscp: self.dscp,
+            keys: start.settings.keys.get(self.keys, &start.key.peer),
+            quirks: self.quirks,
+            tx_timestamps: true,
+            traces_reverse: self.protocol == ProbeProtocol::Udp,
+            budget: Arc::clone(&start.loops.probe_budget),
+            seed: start.seed,
+        }
+    }
+
     /// The plan of a single trace to any host.
     pub(super) fn once(once: &SingleTrace) -> Self {
         let SingleTrace { protocol, to, hops_max, answer_wait } = *once;
@@ -154,21 +178,7 @@ impl TracePath {
         let earlier = earlier.map(|path| path.series);
         let hops_max = plan.has_hop_metrics.then_some(plan.hops_max);
         let series = DirectedSeries::new(start.key, plan.protocol == ProbeProtocol::Udp, hops_max, earlier);
-        let spec = TraceSpec {
-            protocol: plan.protocol,
-            to: plan.to,
-            ssids: vec![0; usize::from(plan.flows)],
-            interval: plan.interval,
-            hops_max: plan.hops_max,
-            answer_wait: plan.answer_wait,
-            dscp: plan.dscp,
-            keys: start.settings.keys.get(plan.keys, &start.key.peer),
-            quirks: plan.quirks,
-            tx_timestamps: true,
-            traces_reverse: plan.protocol == ProbeProtocol::Udp,
-            budget: Arc::clone(&start.loops.probe_budget),
-            seed: start.seed,
-        };
+        let spec = plan.spec(start);
         start.followed.set_follower(start.id);
         let log = (start.key.clone(), Arc::clone(&start.loops.traces));
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);

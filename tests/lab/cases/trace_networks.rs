@@ -1,5 +1,6 @@
 //! Traces through networks whose routes are unusual.
 
+use std::fs;
 use std::net::IpAddr;
 use std::process::Command;
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::agent::{NodeAgent, PROGRAM};
+use crate::testbed::Inconclusive;
 use crate::trace::{ROUTERS, first_trace, responders, routers_of_chain, start};
 
 /// Larger than any route here.
@@ -191,6 +193,37 @@ pub(crate) fn raised_limits() {
         &[],
     );
     a.page_when("routers that do not answer", |page| page.count("pathmeter_trace_unanswered_total", &[]) > 0);
+}
+
+/// All four equal-cost paths are found, each with its links.
+pub(crate) fn equal_cost_paths() -> Result<(), Inconclusive> {
+    let net = NetPlan::diamond(4).build(16);
+    let _b = responder(net.node("b"));
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("config.yaml");
+    // The routers of the lab answer as fast as they are asked.
+    let config = json!({
+        "peers": [{"name": net.v4("b").to_string(), "address": net.v4("b")}],
+        "trace": {"router_rate": "1kpps", "agent_rate": "1kpps"},
+    });
+    fs::write(&file, config.to_string()).unwrap();
+    let arguments = ["--enumerate", "--config", file.to_str().unwrap()];
+    let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &arguments);
+    let hops = found["hops"].as_array().unwrap();
+    let routers = |hop: &Value| hop["routers"].as_array().unwrap().len();
+    let widths: Vec<usize> = hops.iter().map(routers).collect();
+    // The stopping rule misses a router in one of twenty enumerations.
+    if widths.get(1).is_some_and(|width| *width < 4) {
+        return Err(Inconclusive(format!("a path was missed: {found}")));
+    }
+    // The last router answers from the interface at which a probe has arrived.
+    assert_eq!(widths, [1, 4, 4, 0], "{found}");
+    assert!(hops.iter().all(|hop| hop["completeness"] == "complete"), "{found}");
+    let links = found["links"].as_array().unwrap();
+    let at = |ttl: usize| links.iter().filter(|link| link["ttl"] == ttl).count();
+    assert_eq!([at(1), at(2), at(3)], [4, 4, 4], "{found}");
+    assert_eq!((&found["reached"], &found["end"]), (&json!(true), &json!("destination")), "{found}");
+    Ok(())
 }
 
 /// Traces without asking the target over HTTP first.
