@@ -94,6 +94,9 @@ pub struct Traffic {
     pub outstanding: u64,
     /// Datagrams sent since the start.
     pub sent: u64,
+    /// Until when replies are read at once, because what is sent next depends on them; `None`: they are read
+    /// rarely, since kernel timestamps say when they came.
+    pub prompt_until: Option<Timestamp>,
 }
 
 /// Counts the reports of a machine.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::events::{LossyFlow, RouteUpdated};
 use super::flow_events::{ReachabilityChanged, TtlClamped};
 use super::series::DirectedSeries;
+use crate::clock::Clock;
 use crate::datagram::{
     Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
 };
@@ -46,7 +47,15 @@ pub(super) fn trace_task(
         build: Box::new(move |ssids, at| {
             spec.ssids = ssids;
             let interval = spec.interval;
-            let recorder = TraceRecorder { interval, series, followed, log, reports, has_new_route: false };
+            let recorder = TraceRecorder {
+                interval,
+                series,
+                followed,
+                log,
+                reports,
+                has_new_route: false,
+                has_traced: false,
+            };
             Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
         }),
     }
@@ -55,6 +64,10 @@ pub(super) fn trace_task(
 /// Longest time before the first observation of a change whose echoes are left out. Echoes are kept for three
 /// minutes.
 const UNNOTICED_MAX: Duration = Duration::from_secs(60);
+
+/// How long the replies to the probes of a first trace are read at once. Chosen: longer than the RTT of nearly
+/// all paths.
+const FIRST_REPLY_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct TraceRecorder {
@@ -67,6 +80,8 @@ struct TraceRecorder {
     followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.
     has_new_route: bool,
+    /// Whether a trace is complete.
+    has_traced: bool,
 }
 
 impl TraceRecorder {
@@ -92,6 +107,10 @@ impl Recorder<Tracer> for TraceRecorder {
             TraceReport::Sent { .. } => {
                 traffic.outstanding += 1;
                 traffic.sent += 1;
+                if !self.has_traced {
+                    // The number of routers is in the first reply.
+                    traffic.prompt_until = Some(Clock::now() + FIRST_REPLY_MAX);
+                }
                 None
             }
             TraceReport::Answered { .. } | TraceReport::Unanswered { .. } | TraceReport::Withdrawn => {
@@ -101,6 +120,7 @@ impl Recorder<Tracer> for TraceRecorder {
             TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => None,
             TraceReport::Traced(trace) => {
                 self.has_new_route = true;
+                self.has_traced = true;
                 // Without routers, or without an answer of the target, a burst takes the place of each round.
                 if trace.is_burst && trace.trigger != Trigger::Interval {
                     let (path, log) = &self.log;

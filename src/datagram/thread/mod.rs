@@ -47,6 +47,9 @@ const IDLE_GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest interval between two reads while replies are outstanding.
 const DRAIN_INTERVAL_MAX: Duration = Duration::from_millis(80);
 
+/// The longest interval between two reads while replies are awaited.
+const PROMPT_INTERVAL: Duration = Duration::from_millis(1);
+
 /// A datagram loop and all its state.
 pub(super) struct DatagramLoop {
     clock: Clock,
@@ -248,7 +251,9 @@ impl DatagramLoop {
             self.wakeups.sent = self.traffic.sent;
             self.wakeups.drain_after = RECEIVE_TICK_MAX;
         }
-        if self.traffic.outstanding > 0 && now + self.wakeups.drain_after < until {
+        if self.traffic.prompt_until.is_some_and(|end| now < end) {
+            until = until.min(now + PROMPT_INTERVAL);
+        } else if self.traffic.outstanding > 0 && now + self.wakeups.drain_after < until {
             until = now + self.wakeups.drain_after;
             self.wakeups.drain_after = (self.wakeups.drain_after * 2).min(DRAIN_INTERVAL_MAX);
         }
