@@ -16,6 +16,7 @@ pub mod http;
 pub mod identity;
 pub mod identity_poller;
 pub mod keys;
+pub mod local_routes;
 pub mod logging;
 pub mod loops;
 pub mod metrics;

@@ -2,6 +2,9 @@
 
 use std::sync::PoisonError;
 
+use pathmeter_proto::prefix::Prefix;
+use tracing::debug;
+
 use crate::clock::Clock;
 use crate::config::trace::TraceLimits;
 use crate::fleet::{Fleet, PlanInputs};
@@ -30,6 +33,12 @@ impl Measuring {
     /// Requests a trace of each traced path to a peer or target. Returns the number of paths.
     pub(super) fn request_traces(&self, target: &str) -> usize {
         self.fleet.request_traces(target, &self.loops)
+    }
+
+    /// Requests a trace of each traced path to these destinations, because this host's routes have changed.
+    pub(super) fn local_routes_changed(&self, destinations: &[Prefix]) {
+        let paths = self.fleet.local_routes_changed(destinations, &self.loops);
+        debug!(destinations = destinations.len(), paths, "routes of this host have changed");
     }
 
     /// Handles the goodbye of a peer. Returns the number of paths to it.

@@ -14,6 +14,7 @@ mod pending;
 mod servers;
 mod supervision;
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ use crate::fleet::Fleet;
 use crate::http::auth::Verifier;
 use crate::http::server::{self, Counters, ServerLimits};
 use crate::identity::{Identity, Ports};
+use crate::local_routes::LocalRoutes;
 use crate::logging;
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, Responders};
@@ -102,6 +104,8 @@ struct Channels {
     reloads: mpsc::Receiver<ReloadRequest>,
     trace_requests: mpsc::Receiver<TraceRequest>,
     client_traces: mpsc::Receiver<ClientTraceRequest>,
+    /// `None` if the kernel does not report changes of routes.
+    local_routes: Option<LocalRoutes>,
 }
 
 /// Reload requests that wait for the daemon; further ones wait in their HTTP requests.
@@ -155,6 +159,9 @@ impl Daemon {
         let (reload_sender, reloads) = mpsc::channel(RELOADS_PENDING_MAX);
         let (trace_sender, trace_requests) = mpsc::channel(TRACE_REQUESTS_PENDING_MAX);
         let (client_trace_sender, client_traces) = mpsc::channel(CLIENT_TRACES_PENDING_MAX);
+        let local_routes = LocalRoutes::open()
+            .inspect_err(|error| warn!(%error, "changes of this host's routes are not noticed"))
+            .ok();
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
@@ -247,7 +254,7 @@ impl Daemon {
             history,
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
-            channels: Channels { events, polls, reloads, trace_requests, client_traces },
+            channels: Channels { events, polls, reloads, trace_requests, client_traces, local_routes },
             settings,
         })
     }
@@ -293,6 +300,12 @@ impl Daemon {
                 Some(request) = self.channels.client_traces.recv() => {
                     let (loops, events) = (&self.measuring.loops, &self.observability.events);
                     self.client_traces.start(request, &self.settings, loops, events);
+                }
+                received = receive_routes(&mut self.channels.local_routes) => {
+                    if let Err(error) = received {
+                        warn!(%error, "changes of this host's routes are no longer noticed");
+                        self.channels.local_routes = None;
+                    }
                 }
                 Some(id) = self.client_traces.next_ended() => {
                     self.client_traces.stop(id, &self.measuring.loops);
@@ -451,6 +464,10 @@ impl Daemon {
     /// Triggers the watchdog, and at longer intervals reports the states of peers, retries paths and ranks
     /// paths.
     fn on_tick(&mut self, ticks: u64) {
+        let changed = self.channels.local_routes.as_mut().map(LocalRoutes::take).unwrap_or_default();
+        if !changed.is_empty() {
+            self.measuring.local_routes_changed(&changed);
+        }
         if ticks % 5 == 1 {
             let (up, total) =
                 self.observability.count_states(&self.measuring.fleet, &self.membership.identified);
@@ -517,6 +534,14 @@ pub fn log_format(format: LogFormat) -> logging::Format {
     match format {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Json => logging::Format::Json,
+    }
+}
+
+/// Waits for a change of this host's routes; for ever, if they are not reported.
+async fn receive_routes(local_routes: &mut Option<LocalRoutes>) -> io::Result<()> {
+    match local_routes {
+        Some(local_routes) => local_routes.receive().await,
+        None => std::future::pending().await,
     }
 }
 

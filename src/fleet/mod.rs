@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use pathmeter_proto::prefix::Prefix;
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::Trigger;
@@ -380,9 +381,23 @@ impl Fleet {
     /// Requests a trace of each path to a peer or target that a traced path follows. Returns their number.
     pub fn request_traces(&self, target: &str, loops: &Loops) -> usize {
         let to_target = self.running.iter().filter(|(key, _)| *key.peer == *target);
+        Self::trigger(to_target.map(|(_, running)| running), Trigger::Request, loops)
+    }
+
+    /// Requests a trace of each traced path to these destinations, because this host's routes have changed.
+    pub fn local_routes_changed(&self, destinations: &[Prefix], loops: &Loops) -> usize {
+        let is_meant = |running: &&RunningPath| {
+            let to = running.path.plan().to().ip();
+            destinations.iter().any(|destination| destination.contains(to))
+        };
+        Self::trigger(self.running.values().filter(is_meant), Trigger::LocalRoute, loops)
+    }
+
+    /// Triggers the paths that follow these. Returns their number.
+    fn trigger<'a>(paths: impl Iterator<Item = &'a RunningPath>, trigger: Trigger, loops: &Loops) -> usize {
         // Each link belongs to two paths.
         let followers: BTreeSet<PathId> =
-            to_target.filter_map(|(_, running)| running.followed.trigger(Trigger::Request)).collect();
+            paths.filter_map(|running| running.followed.trigger(trigger)).collect();
         followers.iter().for_each(|id| loops.prober.control(Control::Wake(*id)));
         followers.len()
     }

@@ -68,7 +68,7 @@ struct RouteTtlClamped<'a> {
     direction: &'static str,
     flow: u8,
     trigger: &'static str,
-    ttl: &'static str,
+    rewriting: &'static str,
     router: Option<IpAddr>,
 }
 
@@ -118,8 +118,8 @@ impl PathEvent for TtlClamped {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
         let (flow, trigger, direction) = (self.flow, self.trigger.as_str(), self.direction.as_str());
-        let (ttl, router) = (self.rewriting.as_str(), self.rewriting.router());
-        warn!(%probe, %peer, family, direction, flow, trigger, ttl, ?router, "TTLs are rewritten on the route");
-        log.add(&RouteTtlClamped { probe, peer, family, direction, flow, trigger, ttl, router });
+        let (rewriting, router) = (self.rewriting.as_str(), self.rewriting.router());
+        warn!(%probe, %peer, family, direction, flow, trigger, rewriting, ?router, "TTLs are rewritten on the route");
+        log.add(&RouteTtlClamped { probe, peer, family, direction, flow, trigger, rewriting, router });
     }
 }

@@ -65,8 +65,8 @@ pub(super) fn trace_task(
 /// minutes.
 const UNNOTICED_MAX: Duration = Duration::from_secs(60);
 
-/// How long the replies to the probes of a first trace are read at once. Chosen: longer than the RTT of nearly
-/// all paths.
+/// How long the replies to the probes of a first trace are read at once. Chosen: longer than the RTT of
+/// nearly all paths.
 const FIRST_REPLY_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]

@@ -230,6 +230,7 @@ const LAYERS: [Layers; 2] = [
                 "config",
                 "event_log",
                 "identity",
+                "local_routes",
                 "logging",
                 "metrics",
                 "paths",

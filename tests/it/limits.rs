@@ -112,6 +112,11 @@ const MEASURING: &[Row] = &[
         &["src/daemon/client_traces.rs:BURST", "src/daemon/mod.rs:CLIENT_TRACES_PENDING_MAX"],
         "refused with a reason",
     ),
+    (
+        "changed routes of this host that wait for the next second",
+        &["src/local_routes.rs:CHANGED_MAX"],
+        "all paths are traced",
+    ),
     ("clients that follow events", &["src/event_log/mod.rs:FEEDS_MAX"], "503"),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (

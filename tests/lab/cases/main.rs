@@ -190,6 +190,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_routing_loop", trace_networks::routing_loop),
         trial("trace_refusing_router", trace_networks::refusing_router),
         trial("trace_mtu_step", trace_networks::mtu_step),
+        trial("trace_local_route", trace_networks::local_route),
         repeatable("trace_equal_cost_paths", trace_networks::equal_cost_paths),
         trial("trace_raised_limits", trace_networks::raised_limits),
         repeatable("trace_unreachable", trace::unreachable),

@@ -454,7 +454,7 @@ pub(crate) fn clamped() {
         let b = start(&net, "b", ("a", net.v4("a")), 1);
         let a = start(&net, "a", ("b", net.v4("b")), 1);
         let event = wait_for_event(&a, "route_ttl_clamped");
-        let found = (&event["ttl"], &event["router"], &event["flow"]);
+        let found = (&event["rewriting"], &event["router"], &event["flow"]);
         assert_eq!(found, (&json!(expected), &router, &json!(0)), "{event}");
         let trace = eventually("a trace without hops", || {
             let trace = flows(&a).first()?["forward"]["trace"].clone();

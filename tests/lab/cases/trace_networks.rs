@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::process::Command;
 
-use pathmeter_lab::{Namespace, Net, NetPlan, Program};
+use pathmeter_lab::{Namespace, Net, NetPlan, Program, eventually};
 use pathmeter_proto::sim::Link;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -193,6 +193,32 @@ pub(crate) fn raised_limits() {
         &[],
     );
     a.page_when("routers that do not answer", |page| page.count("pathmeter_trace_unanswered_total", &[]) > 0);
+}
+
+/// A changed route of the own host leads to a trace of the paths that it concerns.
+pub(crate) fn local_route() {
+    let net = NetPlan::chain(2).build(17);
+    delay_ends(&net, [("a", "r1"), ("r2", "b")]);
+    let _b = responder(net.node("b"));
+    let config = json!({
+        "agent": {"name": "a", "grace": "1s"},
+        "peers": [{"name": "b", "address": net.v4("b")}],
+        "probes": [
+            {"name": "mesh", "interval": "100ms"},
+            {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "1h"},
+        ],
+    });
+    let a = NodeAgent::start(net.node("a"), config, &[]);
+    let triggers = || {
+        let traces = a.json("/api/v1/traces");
+        let traces = traces["traces"].as_array().unwrap().iter();
+        traces.filter_map(|trace| trace["trigger"].as_str().map(str::to_owned)).collect::<Vec<String>>()
+    };
+    eventually("the first traces", || (triggers().len() == 2).then_some(()));
+    // Of another destination, and then of this one.
+    net.node("a").ip("route add 192.0.2.0/24 via 10.77.0.2\n");
+    net.node("a").ip(&format!("route add {}/32 via 10.77.0.2\n", net.v4("b")));
+    eventually("a trace after the change", || triggers().contains(&"local_route".to_owned()).then_some(()));
 }
 
 /// All four equal-cost paths are found, each with its links.
