@@ -131,6 +131,24 @@ impl ProbeBudget {
         (at, (at > now).then_some(reason))
     }
 
+    /// Takes a token for a probe that is sent now or never.
+    ///
+    /// # Errors
+    /// If it would have to wait, why. No token is taken then, so that the queues do not grow by such probes.
+    pub fn take(&mut self, expected: Expected, now: Timestamp) -> Result<(), Deferral> {
+        if self.agent.available_at(self.limits.agent, now) > now {
+            return Err(Deferral::Agent);
+        }
+        if let Some((bucket, rate)) = self.router(expected, now) {
+            if bucket.available_at(rate, now) > now {
+                return Err(Deferral::Router);
+            }
+            bucket.reserve(rate, now);
+        }
+        self.agent.reserve(self.limits.agent, now);
+        Ok(())
+    }
+
     /// Takes a token for a reply whose TTL is limited for another agent, in the same queues of the routers.
     /// Returns when it may be sent.
     ///
@@ -237,6 +255,22 @@ mod tests {
         assert_eq!(later, (at(6_250), Some(Deferral::Router)));
         let full = (0..6).map(|_| budget.reserve(Expected::Router(ROUTER), at(60_000)).0);
         assert!(full.eq([60_000, 60_000, 60_000, 60_000, 60_000, 61_250].map(at)));
+    }
+
+    #[test]
+    fn probe_that_does_not_wait_delays_others_by_one_turn_at_most() {
+        let mut budget = ProbeBudget::new(ProbeLimits::default());
+        let router = Expected::Router(ROUTER);
+        for time in (0..600_000).step_by(10) {
+            let _ = budget.take(router, at(time));
+        }
+        assert_eq!(budget.take(router, at(600_000)), Ok(()), "it gets the turns that nobody waits for");
+        assert_eq!(budget.take(router, at(600_000)), Err(Deferral::Router));
+        let turns = [1_250, 2_500, 3_750].map(|after| (at(600_000 + after), Some(Deferral::Router)));
+        assert_eq!([(); 3].map(|()| budget.reserve(router, at(600_000))), turns);
+        for time in (600_000..603_750).step_by(10) {
+            assert_eq!(budget.take(router, at(time)), Err(Deferral::Router), "others wait for the turns");
+        }
     }
 
     #[test]

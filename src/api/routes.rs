@@ -146,8 +146,9 @@ impl AppState {
     /// Dropping the future also aborts the work there. A panic there is propagated.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = ReceivedAt { at: Instant::now(), wall: SystemTime::now() };
-        let is_upgrade = websocket::is_requested(&request);
-        if is_upgrade || [PING, WEBSOCKET].contains(&request.uri().path()) {
+        let path = request.uri().path();
+        let is_feed = path == EVENTS && websocket::is_requested(&request);
+        if is_feed || [PING, WEBSOCKET].contains(&path) {
             return self.authorized(request, peer, &received).await;
         }
         let control = self.control.clone();

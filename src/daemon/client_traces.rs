@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{DirectedReport, ProbeProtocol, Trace, TraceReport};
 use serde::Serialize;
@@ -25,8 +26,10 @@ use crate::trace_log::{HopRecord, TraceRecord};
 use crate::websocket::{ClientTraceRequest, TraceUpdate};
 
 /// The running traces to clients, at most one for each address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ClientTraces {
+    /// Secret: with the session numbers that follow from it, answers could be forged.
+    seed: u64,
     active: BTreeMap<PathId, ActiveTrace>,
     tasks: JoinSet<PathId>,
     started: u64,
@@ -52,10 +55,19 @@ const BURST: u32 = 5;
 /// all hops.
 const RESULT_MAX: Duration = Duration::from_secs(15);
 
+/// Number of events of each type about clients that are kept. Chosen: the clients of the last minute at the
+/// default rate, with up to thirty hops each, in two megabytes.
+const EVENTS_MAX: usize = 64;
+
 /// The port of probes over UDP, on which nobody listens: the first one of traceroute.
 const CLOSED_PORT: u16 = 33_434;
 
 impl ClientTraces {
+    /// No traces. `seed` must be random.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, active: BTreeMap::new(), tasks: JoinSet::new(), started: 0, next_at: None }
+    }
+
     /// Starts a trace to a client, or tells the client why not.
     pub(super) fn start(
         &mut self,
@@ -85,7 +97,7 @@ impl ClientTraces {
             settings,
             loops,
             peer_left_at: None,
-            seed: id.0,
+            seed: mix(self.seed ^ mix(id.0)),
             followed: Arc::default(),
         };
         let (sender, reports) = unbounded_channel();
@@ -119,6 +131,11 @@ impl ClientTraces {
         }
         self.next_at = Some(due + spacing);
         Ok(())
+    }
+
+    /// Whether a path is one of these.
+    pub(super) fn has(&self, id: PathId) -> bool {
+        self.active.contains_key(&id)
     }
 
     /// A path could not be started. Returns whether it is one of these.
@@ -209,6 +226,7 @@ struct ClientTraced {
 
 impl EventType for ClientTraced {
     const NAME: &'static str = "client_traced";
+    const KEPT_MAX: Option<usize> = Some(EVENTS_MAX);
 }
 
 /// There is no route to a client of `/ws`.
@@ -221,4 +239,5 @@ struct ClientTraceFailed {
 
 impl EventType for ClientTraceFailed {
     const NAME: &'static str = "client_trace_failed";
+    const KEPT_MAX: Option<usize> = Some(EVENTS_MAX);
 }

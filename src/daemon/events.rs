@@ -12,6 +12,7 @@ use crate::paths::PathKey;
 impl Daemon {
     pub(super) fn on_event(&mut self, event: LoopEvent) {
         match event {
+            LoopEvent::Started { id, .. } if self.client_traces.has(id) => {}
             LoopEvent::Started { id, sources } => {
                 if let Some(key) = self.measuring.fleet.started(id, sources) {
                     info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");

@@ -173,7 +173,8 @@ impl Journals {
     fn write(&mut self, events: &EventLog, traces: &TraceLog) -> io::Result<()> {
         let (event, trace) = &mut self.stored;
         let new = events.after(*event);
-        self.events.append(&new)?;
+        let lasting: Vec<_> = new.iter().filter(|event| event.is_lasting()).collect();
+        self.events.append(&lasting)?;
         *event = new.last().map_or(*event, |last| last.number);
         let new = traces.after(*trace);
         let new: Vec<_> = new.iter().map(AsRef::as_ref).collect();

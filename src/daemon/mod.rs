@@ -245,10 +245,10 @@ impl Daemon {
             ports,
             membership,
             measuring: Measuring {
-                fleet: Fleet::new(boot_id),
+                fleet: Fleet::new(random()?),
                 loops: Loops { prober, streams, probe_budget, traces: Arc::clone(&traces) },
             },
-            client_traces: ClientTraces::default(),
+            client_traces: ClientTraces::new(random()?),
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             history,

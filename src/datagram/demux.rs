@@ -147,8 +147,12 @@ impl SessionIndex {
             }
             DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
                 (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
-                // Routers may quote only the header: the first task of this destination counts the error.
-                (None, Some(_)) => self.by_source.get(&from)?.all().next(),
+                // Routers may quote only the header, without the session identifier. The first task counts what no
+                // task claims.
+                (None, Some(_)) => {
+                    let tasks = self.by_source.get(&from)?;
+                    tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())
+                }
                 (None, None) => None,
             },
         }
@@ -158,7 +162,7 @@ impl SessionIndex {
 #[cfg(test)]
 mod tests {
     use pathmeter_proto::key::Keys;
-    use pathmeter_proto::machine::TimestampSource;
+    use pathmeter_proto::machine::{IcmpError, IcmpKind, TimestampSource};
     use pathmeter_proto::time::{Timestamp, WallTime};
     use pathmeter_proto::wire::Goodbye;
 
@@ -212,5 +216,23 @@ mod tests {
         sessions.remove(1, to, &[10, 11]);
         assert!(!sessions.contains(to, 10) && sessions.contains(to, 12));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(2));
+    }
+
+    #[test]
+    fn quotation_without_a_session_goes_to_the_claiming_task_or_the_first() {
+        let to: SocketAddr = "192.0.2.1:0".parse().unwrap();
+        let mut sessions = SessionIndex::new(DatagramProtocol::Icmp);
+        sessions.add(1, to, &[10], false);
+        sessions.add(2, to, &[11], true);
+        let icmp = IcmpError {
+            router: "198.51.100.1".parse().unwrap(),
+            kind: IcmpKind::TtlExceeded,
+            mtu: None,
+            extensions_at: None,
+        };
+        let error = Arrival { icmp: Some(icmp), ..arrival(to) };
+        assert_eq!(sessions.owner(&[8; 8], &error, |task| task == 2), Some(2));
+        assert_eq!(sessions.owner(&[8; 8], &error, |_| false), Some(1));
+        assert_eq!(sessions.owner(&[8; 8], &arrival(to), |_| true), None, "a message of another program");
     }
 }

@@ -19,6 +19,11 @@ pub use feed::{EventFeed, FeedItem};
 pub trait EventType: Serialize {
     /// The value of `event` in the JSON object.
     const NAME: &'static str;
+
+    /// Number of events of this type that are kept, at the limit the oldest of them is dropped; `None`: as many
+    /// as there is room for. What strangers can cause has a limit, and is kept in memory only, so that it does
+    /// not displace what was measured.
+    const KEPT_MAX: Option<usize> = None;
 }
 
 /// The latest events, oldest first. Readers get a copy, so a slow reader does not delay writers.
@@ -51,6 +56,9 @@ pub struct StoredEvent {
     /// The fields of its type.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
+    /// [`EventType::KEPT_MAX`] of its type.
+    #[serde(skip)]
+    kept_max: Option<usize>,
 }
 
 /// Number of events that are kept; at the limit the oldest is dropped. Chosen: covers an hour of frequent
@@ -70,6 +78,14 @@ impl Default for EventLog {
     }
 }
 
+impl StoredEvent {
+    /// Whether it survives a restart of the agent.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        self.kept_max.is_none()
+    }
+}
+
 impl EventLog {
     /// Adds an event with the current time.
     pub fn add<E: EventType>(&self, event: &E) {
@@ -80,7 +96,10 @@ impl EventLog {
         let (timestamp_seconds, event) = (now.as_secs_f64(), E::NAME.into());
         let mut entries = self.lock();
         let number = self.latest() + 1;
-        self.push(&mut entries, StoredEvent { number, timestamp_seconds, event, fields });
+        self.push(
+            &mut entries,
+            StoredEvent { number, timestamp_seconds, event, fields, kept_max: E::KEPT_MAX },
+        );
     }
 
     /// Adds events of earlier runs of the agent, oldest first. Numbers continue after the last one.
@@ -94,6 +113,14 @@ impl EventLog {
         let number = entry.number;
         if number <= self.latest() {
             return;
+        }
+        if let Some(kept_max) = entry.kept_max {
+            let of_type = entries.iter().filter(|kept| kept.event == entry.event);
+            if of_type.count() >= kept_max
+                && let Some(oldest) = entries.iter().position(|kept| kept.event == entry.event)
+            {
+                entries.remove(oldest);
+            }
         }
         if entries.len() == EVENTS_MAX {
             entries.pop_front();
@@ -149,6 +176,25 @@ mod tests {
         assert_eq!(numbers, (6..=limit + 5).collect::<Vec<u64>>());
         assert_eq!(log.after(limit + 3).len(), 2);
         assert_eq!(log.after(limit + 5), []);
+    }
+
+    #[derive(Serialize)]
+    struct Caused {}
+
+    impl EventType for Caused {
+        const NAME: &'static str = "caused";
+        const KEPT_MAX: Option<usize> = Some(3);
+    }
+
+    #[test]
+    fn events_with_a_limit_displace_no_others() {
+        let log = EventLog::default();
+        log.add(&Sampled { peer: "ams-1", bytes: 1 });
+        (0..2 * EVENTS_MAX).for_each(|_| log.add(&Caused {}));
+        log.add(&Sampled { peer: "ams-1", bytes: 2 });
+        let kept: Vec<_> = log.after(0).iter().map(|entry| (entry.number, entry.is_lasting())).collect();
+        let last = 2 * u64::try_from(EVENTS_MAX).unwrap() + 2;
+        assert_eq!(kept, [(1, true), (last - 3, false), (last - 2, false), (last - 1, false), (last, true)]);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) struct TracePlan {
     has_hop_metrics: bool,
     keys: KeyChoice,
     quirks: Option<Quirks>,
+    /// Whether other traces come first, and it is not listed among the latest ones.
+    is_of_client: bool,
 }
 
 impl TracePlan {
@@ -82,6 +84,7 @@ impl TracePlan {
             has_hop_metrics: trace.hop_metrics,
             keys,
             quirks,
+            is_of_client: false,
         }
     }
 }
@@ -106,6 +109,7 @@ impl TracePlan {
             quirks: self.quirks,
             tx_timestamps: true,
             traces_reverse: self.protocol == ProbeProtocol::Udp,
+            skips_busy_routers: self.is_of_client,
             budget: Arc::clone(&start.loops.probe_budget),
             seed: start.seed,
         }
@@ -126,6 +130,7 @@ impl TracePlan {
             has_hop_metrics: false,
             keys: KeyChoice::None,
             quirks: None,
+            is_of_client: true,
         }
     }
 }
@@ -181,6 +186,7 @@ impl TracePath {
         let spec = plan.spec(start);
         start.followed.set_follower(start.id);
         let log = (start.key.clone(), Arc::clone(&start.loops.traces));
+        let log = (!plan.is_of_client).then_some(log);
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);
         let (id, peer_left_at) = (start.id, start.peer_left_at);
         match plan.protocol {

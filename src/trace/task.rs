@@ -28,7 +28,7 @@ pub(super) fn trace_task(
     source: SourceChoice,
     series: DirectedSeries,
     followed: Arc<Followed>,
-    log: (PathKey, Arc<TraceLog>),
+    log: Option<(PathKey, Arc<TraceLog>)>,
     reports: Option<UnboundedSender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
@@ -73,7 +73,8 @@ const FIRST_REPLY_MAX: Duration = Duration::from_millis(500);
 struct TraceRecorder {
     interval: Duration,
     /// Keeps the traces that were not made one hop after the other.
-    log: (PathKey, Arc<TraceLog>),
+    /// `None`: traces are not listed.
+    log: Option<(PathKey, Arc<TraceLog>)>,
     /// Receives every report; `None`: there is no receiver.
     reports: Option<UnboundedSender<DirectedReport>>,
     series: DirectedSeries,
@@ -122,8 +123,10 @@ impl Recorder<Tracer> for TraceRecorder {
                 self.has_new_route = true;
                 self.has_traced = true;
                 // Without routers, or without an answer of the target, a burst takes the place of each round.
-                if trace.is_burst && trace.trigger != Trigger::Interval {
-                    let (path, log) = &self.log;
+                if let Some((path, log)) = &self.log
+                    && trace.is_burst
+                    && trace.trigger != Trigger::Interval
+                {
                     log.add(path, direction, &trace);
                 }
                 None

@@ -97,7 +97,7 @@ const WAVE_SPACING: Duration = Duration::from_millis(30);
 
 /// Hops without an answer after which a search for a destination that does not answer ends, if it sends one
 /// probe at a time. Chosen: 3, so that it takes four seconds.
-const GAP_MAX: u8 = 3;
+const GAP_MAX: usize = 3;
 
 /// Time to wait for an answer if no RTT is known and only one probe is in flight, because an answer that
 /// comes after the next probe is lost. Less than the second after which TCP sends a segment again.
@@ -269,14 +269,20 @@ impl Burst {
         answered.map(|probe| probe.ttl).max().unwrap_or(0)
     }
 
-    /// Number of hops in the next wave after this TTL.
-    fn wave_after(&self, sent_to: u8) -> u8 {
+    /// Number of probes behind the last hop that answered. Hops that were left out do not count as silent.
+    fn unanswered_behind(&self) -> usize {
+        let last = self.last_answered();
+        self.probes.iter().filter(|probe| probe.ttl != DESTINATION && probe.ttl > last).count()
+    }
+
+    /// Number of hops in the next wave.
+    fn wave(&self) -> u8 {
         match self.method {
             BurstMethod::Reported { .. } | BurstMethod::Searched { is_serial: false, .. } => WAVE,
             BurstMethod::Searched { is_serial: true, .. } => {
                 let answers = self.known_rtt.is_some()
                     || self.probes.iter().any(|probe| probe.ttl == DESTINATION && probe.answer.is_some());
-                u8::from(answers || sent_to.saturating_sub(self.last_answered()) < GAP_MAX)
+                u8::from(answers || self.unanswered_behind() < GAP_MAX)
             }
         }
     }
@@ -303,7 +309,7 @@ impl Burst {
             && self.to_send.is_empty()
             && next_at <= now
         {
-            let last = sent_to.saturating_add(self.wave_after(sent_to)).min(self.hops_max);
+            let last = sent_to.saturating_add(self.wave()).min(self.hops_max);
             self.to_send.extend(sent_to + 1..=last);
             let next_at = if self.method.is_serial() { now } else { now + WAVE_SPACING };
             self.stage = Stage::Waves { sent_to: last, next_at };
@@ -318,9 +324,7 @@ impl Burst {
         }
         let next = match self.stage {
             Stage::Distance => Some(self.began + DISTANCE_TIMEOUT),
-            Stage::Waves { sent_to, next_at } if sent_to < self.hops_max && self.wave_after(sent_to) > 0 => {
-                Some(next_at)
-            }
+            Stage::Waves { sent_to, next_at } if sent_to < self.hops_max && self.wave() > 0 => Some(next_at),
             Stage::Hops(_) | Stage::Waves { .. } => None,
         };
         next.or(waits_until).map_or(BurstStep::Complete, BurstStep::Wait)

@@ -58,8 +58,8 @@ pub(super) struct TracedFlow {
     /// If only one probe may be in flight: the latest one, until it is answered, and until when its answer is
     /// waited for.
     in_flight: Option<(u64, Timestamp)>,
-    /// What the length that a burst has found says about the route.
-    found_update: Option<RouteUpdate>,
+    /// What else the answers so far say about the route.
+    found_updates: VecDeque<RouteUpdate>,
     pub(super) reachability: Reachability,
     pub(super) ttl_clamp: TtlClamp,
     /// Reports that were not taken yet.
@@ -149,7 +149,7 @@ impl TracedFlow {
             confirmations_queued: VecDeque::new(),
             bursts: 0,
             in_flight: None,
-            found_update: None,
+            found_updates: VecDeque::new(),
             reachability: Reachability::new(),
             ttl_clamp: TtlClamp::default(),
             reports: VecDeque::new(),
@@ -302,7 +302,8 @@ impl TracedFlow {
     fn complete(&mut self, now: Timestamp) -> Trace {
         let burst = self.burst.take().expect("a burst is complete");
         if let (BurstMethod::Searched { .. }, Some(routers)) = (self.method(), burst.routers()) {
-            self.found_update = self.observe_routers(routers, now);
+            let update = self.observe_routers(routers, now);
+            self.found_updates.extend(update);
         }
         self.examine(burst.probes(), now);
         let routers = burst.routers().or(self.routers);
@@ -553,7 +554,7 @@ impl TracedFlow {
 
     /// What is known about the route besides the latest answer.
     pub(super) fn take_found_update(&mut self) -> Option<RouteUpdate> {
-        self.found_update.take()
+        self.found_updates.pop_front()
     }
 
     /// A probe with a limited TTL reached the destination, or a router although the destination was searched
@@ -598,7 +599,7 @@ impl TracedFlow {
             }
             match (&update, self.length_shown(ttl, false, at)) {
                 (None, length) => update = length,
-                (Some(_), length) => self.found_update = length,
+                (Some(_), length) => self.found_updates.extend(length),
             }
         }
         if is_new && self.burst.is_none() && self.route.unconfirmed_hops().any(|hop| hop == ttl) {

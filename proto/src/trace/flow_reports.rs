@@ -58,6 +58,10 @@ impl TracedFlow {
 
     /// Looks for rewritten TTLs in the probes of a complete trace.
     pub(super) fn examine(&mut self, probes: &[BurstProbe], now: Timestamp) {
+        if self.protocol().is_searching() {
+            // Each TTL up to the one that reaches the destination is tried, so nothing else would be sent.
+            return;
+        }
         let answers = probes.iter().filter(|probe| probe.ttl != DESTINATION);
         let answers = answers.filter_map(|probe| Some((probe.ttl, probe.answer.as_ref()?.router)));
         let is_reached = probes.iter().any(|probe| probe.ttl == DESTINATION && probe.answer.is_some());

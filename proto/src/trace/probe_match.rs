@@ -59,10 +59,11 @@ pub(super) fn quoted(
         }
         ProbeProtocol::Icmp => match IcmpEcho::decode_request(quoted, IcmpVersion::of(spec.to.ip())) {
             Ok(echo) => of_echo(&echo, session, next, sent),
-            // Only the header was quoted.
             Err(_) => {
                 let sequence = extend_16(icmp::quoted_sequence(quoted)?, next)?;
-                sent(sequence).map(|_| sequence)
+                let (timestamp, ssid) = (sent(sequence)?, 0);
+                let echo = IcmpEcho { session, timestamp, sequence: wire_sequence(sequence), ssid };
+                echo.is_quoted_by(quoted).then_some(sequence)
             }
         },
         ProbeProtocol::ClosedPort => of_datagram(quoted, sent),

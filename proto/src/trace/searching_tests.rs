@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send, Step, TimestampSource};
-use crate::probe_budget::{ProbeLimits, ProbeRate};
+use crate::probe_budget::{Expected, ProbeLimits, ProbeRate};
 use crate::schedule::mix;
 use crate::time::{WallOffset, WallTime};
 
@@ -19,11 +19,32 @@ fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
 }
 
+fn spec(budget: &Arc<Mutex<ProbeBudget>>, protocol: ProbeProtocol, seed: u64) -> TraceSpec {
+    TraceSpec {
+        protocol,
+        to: TO.into(),
+        ssids: vec![7],
+        interval: Duration::from_secs(30),
+        hops_max: 30,
+        answer_wait: None,
+        dscp: Dscp::DEFAULT,
+        keys: None,
+        quirks: None,
+        tx_timestamps: true,
+        traces_reverse: true,
+        skips_busy_routers: false,
+        budget: Arc::clone(budget),
+        seed,
+    }
+}
+
 /// What happens to a probe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Router(u8),
     Destination,
+    /// By a firewall of the destination.
+    Rejected,
     Unanswered,
 }
 
@@ -50,21 +71,11 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
     }
 
     fn with(limits: ProbeLimits, protocol: ProbeProtocol, seed: u64, fate: F) -> Self {
-        let spec = TraceSpec {
-            protocol,
-            to: TO.into(),
-            ssids: vec![7],
-            interval: Duration::from_secs(30),
-            hops_max: 30,
-            answer_wait: None,
-            dscp: Dscp::DEFAULT,
-            keys: None,
-            quirks: None,
-            tx_timestamps: true,
-            traces_reverse: true,
-            budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
-            seed,
-        };
+        Self::of(spec(&Arc::new(Mutex::new(ProbeBudget::new(limits))), protocol, seed), fate)
+    }
+
+    fn of(spec: TraceSpec, fate: F) -> Self {
+        let protocol = spec.protocol;
         let tracer = Tracer::new(spec, at(0));
         let (answers, reports) = (VecDeque::new(), Vec::new());
         Self { tracer, protocol, fate, answers, reports, sent: 0, closed: 0, in_flight_max: 0, time: at(0) }
@@ -86,6 +97,12 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
         };
         match fate {
             Fate::Unanswered => {}
+            Fate::Rejected => {
+                let kind = IcmpKind::Prohibited;
+                let icmp =
+                    Some(IcmpError { router: arrival.from.ip(), kind, mtu: None, extensions_at: None });
+                self.answers.push_back((due, Arrival { icmp, ..arrival }, datagram));
+            }
             Fate::Destination if self.protocol == ProbeProtocol::ClosedPort => {
                 let kind = IcmpKind::PortUnreachable;
                 let icmp =
@@ -232,6 +249,70 @@ fn every_hop_is_found_and_then_probed_once_in_an_interval() {
 }
 
 #[test]
+fn destination_that_rejects_probes_is_reached() {
+    for protocol in PROTOCOLS {
+        let fate = |ttl, _, _| if ttl <= 3 { Fate::Router(ttl) } else { Fate::Rejected };
+        let mut world = World::new(protocol, 3, fate);
+        world.run_until(at(29_000));
+        world.check_counts();
+        let trace = world.traces()[0];
+        assert_eq!((trace.routers, trace.rtt, trace.hops.len()), (Some(3), Some(RTT), 3), "{protocol:?}");
+    }
+}
+
+#[test]
+fn hops_that_were_left_out_do_not_end_a_search() {
+    for protocol in PROTOCOLS {
+        let once = ProbeRate { spacing: Duration::from_secs(60), burst: 1 };
+        let none = ProbeRate::UNLIMITED;
+        let limits = ProbeLimits { router_v4: once, router_v6: none, agent: none, others: none };
+        let fate = |ttl, _, _| if ttl <= 5 { Fate::Router(ttl) } else { Fate::Unanswered };
+        let mut budget = ProbeBudget::new(limits);
+        for ttl in 1..=3 {
+            budget.reserve(Expected::Unknown { ttl, is_v4: true }, at(0));
+        }
+        let mut world = World::of(spec(&Arc::new(Mutex::new(budget)), protocol, 3), fate);
+        world.run_until(at(20_000));
+        let hops = &world.traces()[0].hops;
+        let answered = hops.iter().filter(|hop| !hop.answers.is_empty()).map(|hop| hop.ttl);
+        assert!(answered.eq([4, 5]), "{protocol:?}: {hops:?}");
+    }
+}
+
+#[test]
+fn tracer_that_skips_busy_routers_reserves_no_turn() {
+    for protocol in PROTOCOLS {
+        let budget = Arc::new(Mutex::new(ProbeBudget::default()));
+        let mut found = Vec::new();
+        for seed in 0..200 {
+            let spec = TraceSpec { skips_busy_routers: true, ..spec(&budget, protocol, seed) };
+            let mut world = World::of(spec, |ttl, _, _| route(ttl, 3));
+            world.run_until(at(900));
+            world.check_counts();
+            let hops = world.traces().into_iter().flat_map(|trace| &trace.hops);
+            found.push(hops.filter(|hop| hop.sent > 0).count());
+        }
+        assert_eq!(found[0], 3, "{protocol:?}");
+        assert_eq!(found[199], 0, "{protocol:?}: the routers have answered in the same second");
+        let mut budget = budget.lock().unwrap();
+        let turns =
+            [1, 2, 3].map(|last| budget.reserve(Expected::Router([10, 0, 0, last].into()), at(900)).0);
+        assert!(turns.iter().all(|turn| *turn <= at(900) + Duration::from_millis(1_250)), "{protocol:?}");
+    }
+}
+
+#[test]
+fn probes_with_a_full_ttl_that_end_are_no_rewriting_of_an_agent() {
+    for protocol in PROTOCOLS {
+        let fate = |ttl, _, _| if ttl == DESTINATION { Fate::Router(9) } else { route(ttl, 3) };
+        let mut world = World::new(protocol, 3, fate);
+        world.run_until(at(119_000));
+        world.check_counts();
+        assert!(world.traces().iter().all(|trace| trace.routers == Some(3) && !trace.is_ttl_clamped));
+    }
+}
+
+#[test]
 fn routers_that_limit_their_answers_are_asked_slowly_and_all_probes_are_answered() {
     for protocol in PROTOCOLS {
         for seed in 0..20 {
@@ -276,7 +357,7 @@ fn other_router_at_a_hop_is_an_event_within_an_interval() {
     for protocol in PROTOCOLS {
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 6) {
             Fate::Router(3) if time >= at(40_000) => Fate::Router(103),
-            fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+            fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
         });
         world.run_until(at(75_000));
         let updates = world.updates();
@@ -291,7 +372,7 @@ fn silent_routers_are_marked_and_the_route_goes_on_behind_them() {
             let is_silent = silent.clone();
             let mut world = World::new(protocol, 5, move |ttl, _, _| match route(ttl, 6) {
                 Fate::Router(last) if is_silent.contains(&last) => Fate::Unanswered,
-                fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+                fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
             });
             world.run_until(at(300_000));
             world.check_counts();
@@ -341,7 +422,7 @@ fn destination_that_is_down_ends_the_trace_and_is_no_change() {
     for protocol in PROTOCOLS {
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 4) {
             Fate::Destination if time >= at(100_000) => Fate::Unanswered,
-            fate @ (Fate::Router(_) | Fate::Destination | Fate::Unanswered) => fate,
+            fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
         });
         world.run_until(at(400_000));
         world.check_counts();

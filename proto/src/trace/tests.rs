@@ -51,6 +51,7 @@ fn spec() -> TraceSpec {
         quirks: None,
         tx_timestamps: true,
         traces_reverse: false,
+        skips_busy_routers: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: 1,
     }

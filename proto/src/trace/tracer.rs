@@ -184,6 +184,11 @@ impl Tracer {
         probe_match::mode(&self.spec)
     }
 
+    /// Whether an agent answers, which sets the TTL of its replies and reports that of requests.
+    fn is_of_agent(&self) -> bool {
+        self.spec.protocol == ProbeProtocol::Udp && self.spec.quirks.is_none()
+    }
+
     fn quoted_bytes_min(&self) -> usize {
         probe_match::quoted_bytes_min(self.spec.protocol)
     }
@@ -210,15 +215,18 @@ impl Tracer {
             true => self.waiting_for(arrival.flow, router)?,
             false => self.quoted(quoted)?,
         };
-        if self.spec.protocol == ProbeProtocol::ClosedPort && router == self.spec.to.ip() {
+        // The host rejects the probe: a closed port, or a firewall.
+        let rejects = self.spec.protocol.is_searching() && icmp.kind != IcmpKind::TtlExceeded;
+        if rejects && router == self.spec.to.ip() {
             return self.destination_answered(sequence, arrival);
         }
+        let is_of_agent = self.is_of_agent();
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         // The TTL of all other requests ends only in a loop, or because it was rewritten, at no hop of the
         // route.
         let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
         let has_ended = icmp.kind == IcmpKind::TtlExceeded && !is_limited && !probe.is_answered;
-        if has_ended && probe.direction == Direction::Forward && self.spec.quirks.is_none() {
+        if has_ended && probe.direction == Direction::Forward && is_of_agent {
             self.traced(Direction::Forward, arrival.flow)?.unlimited_ended(router);
             return Some(());
         }
@@ -315,7 +323,7 @@ impl Tracer {
             Direction::Reverse => arrival.ttl,
         };
         // Other responders than agents may report anything.
-        let arrived_ttl = arrived_ttl.filter(|_| self.spec.quirks.is_none());
+        let arrived_ttl = arrived_ttl.filter(|_| self.is_of_agent());
         if let Some(reverse) = &reverse {
             self.outcomes_received(reverse, flow, arrival.at);
         }
@@ -472,10 +480,18 @@ impl Tracer {
         // On the way back the responder limits what routers are asked.
         if let (Some(expected), Direction::Forward, false) = (expected, direction, is_reserved) {
             let mut budget = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, deferral) = budget.reserve(expected, now.at);
+            let (at, deferral) = match self.spec.skips_busy_routers {
+                true => (None, budget.take(expected, now.at).err()),
+                false => {
+                    let (at, deferral) = budget.reserve(expected, now.at);
+                    (Some(at), deferral)
+                }
+            };
             drop(budget);
             if let Some(reason) = deferral {
-                self.traced(direction, flow)?.reserve(ttl, at);
+                if let Some(at) = at {
+                    self.traced(direction, flow)?.reserve(ttl, at);
+                }
                 self.report(direction, TraceReport::Deferred(reason));
                 return None;
             }

@@ -119,6 +119,19 @@ impl IcmpEcho {
         Self::decode(bytes, version.request())
     }
 
+    /// Whether a quotation can be of this request: what it has of it is the same. Routers quote at least the
+    /// header, and fill up with zeros before extensions (RFC 4884).
+    #[must_use]
+    pub fn is_quoted_by(&self, quotation: &[u8]) -> bool {
+        let mut whole = Vec::new();
+        self.encode(IcmpVersion::V4, Self::BYTES, &mut whole);
+        let Some(quoted) = quotation.get(SEQUENCE_AT..) else { return false };
+        let length = quoted.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // The sequence number may be zero.
+        let length = length.clamp(2, SSID_AT - SEQUENCE_AT);
+        quoted.len() >= 2 && quoted[..length] == whole[SEQUENCE_AT..SEQUENCE_AT + length]
+    }
+
     fn decode(bytes: &[u8], kind: u8) -> Result<Self, DecodeError> {
         require(bytes, usize::from(Self::BYTES), "ICMP echo")?;
         let sequence = u32_at(bytes, 24);
@@ -316,5 +329,29 @@ mod tests {
         assert_eq!(ssid(&bytes[..31]), None);
         bytes[8] ^= 1;
         assert_eq!(ssid(&bytes), None);
+    }
+
+    #[test]
+    fn quotation_must_agree_as_far_as_it_goes() {
+        for draw in 0..200 {
+            let echo = echo(draw);
+            let mut whole = Vec::new();
+            echo.encode(IcmpVersion::V4, IcmpEcho::BYTES, &mut whole);
+            // The kernel of a ping socket has written its identifier and the checksum.
+            whole[2..6].copy_from_slice(&[9, 9, 9, 9]);
+            for length in 0..=whole.len() {
+                let mut quoted = whole[..length].to_vec();
+                assert_eq!(echo.is_quoted_by(&quoted), length >= 8, "{length}");
+                if length >= 8 {
+                    quoted.resize(128, 0);
+                    assert!(echo.is_quoted_by(&quoted), "{length}, padded");
+                }
+                for at in 6..length.min(28) {
+                    let mut forged = quoted.clone();
+                    forged[at] = forged[at].wrapping_add(1).max(1);
+                    assert!(length < 8 || !echo.is_quoted_by(&forged), "{at} of {length}");
+                }
+            }
+        }
     }
 }

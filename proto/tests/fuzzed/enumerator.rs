@@ -46,6 +46,7 @@ pub(crate) fn enumerator(bytes: &[u8]) {
         quirks: None,
         tx_timestamps: flags & 4 != 0,
         traces_reverse: false,
+        skips_busy_routers: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: flags.into(),
     };

@@ -52,6 +52,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
         quirks: None,
         tx_timestamps: flags & 0x80 != 0,
         traces_reverse: flags & 2 != 0,
+        skips_busy_routers: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: u64::from(flags),
     };

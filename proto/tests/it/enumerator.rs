@@ -44,6 +44,7 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
         quirks: None,
         tx_timestamps: true,
         traces_reverse: false,
+        skips_busy_routers: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed,
     }

@@ -109,7 +109,13 @@ impl SynProbe {
                 Ok(Some(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     return Outcome::Reached { at: Clock::now(), by: TimestampSource::User };
                 }
-                Ok(Some(_)) | Err(_) => return Outcome::Nothing,
+                // An ICMP error that arrived since the queue was read.
+                Ok(Some(_)) => {
+                    return read_error(stream).map_or(Outcome::Nothing, |(timestamp, icmp)| {
+                        Outcome::Expired { timestamp, sent_at, icmp }
+                    });
+                }
+                Err(_) => return Outcome::Nothing,
             }
         }
         Outcome::Nothing

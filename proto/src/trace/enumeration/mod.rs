@@ -113,7 +113,8 @@ impl Enumeration {
     pub fn new(flows: u8, hops_max: u8) -> Self {
         Self {
             flows: flows.clamp(1, Self::FLOWS_MAX),
-            hops_max: hops_max.max(1),
+            // One TTL is left for the hop behind the last one.
+            hops_max: hops_max.clamp(1, u8::MAX - 1),
             hops: Vec::new(),
             unsettled: 1,
             probes: 0,
