@@ -25,7 +25,7 @@ use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
 use super::traces;
-use crate::event_log::{EventFeed, EventLog, FEEDS_MAX, StoredEvent};
+use crate::event_log::{EventFeed, EventLog, FeedLimit, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};
 use crate::http::server::{Body, Counters};
@@ -302,9 +302,16 @@ impl AppState {
             let boot_id = identity::format_boot_id(self.status.load().boot_id);
             return json(&Events { boot_id, events: self.events.after(after.unwrap_or(0)) });
         }
-        let Some(feed) = EventFeed::new(&self.events, after) else {
-            let problem = format!("limit of {FEEDS_MAX} clients that follow events reached\n");
-            return text(StatusCode::SERVICE_UNAVAILABLE, &problem);
+        let feed = match EventFeed::new(&self.events, after, peer.ip()) {
+            Ok(feed) => feed,
+            Err(FeedLimit::Total(limit)) => {
+                let problem = format!("limit of {limit} clients that follow events reached\n");
+                return text(StatusCode::SERVICE_UNAVAILABLE, &problem);
+            }
+            Err(FeedLimit::Source(limit)) => {
+                let problem = format!("limit of {limit} clients of one address that follow events reached\n");
+                return text(StatusCode::TOO_MANY_REQUESTS, &problem);
+            }
         };
         if is_upgrade {
             return self.websocket.feed(&mut request, peer, feed);

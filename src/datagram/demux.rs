@@ -147,8 +147,8 @@ impl SessionIndex {
             }
             DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
                 (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
-                // Routers may quote only the header, without the session identifier. The first task counts what no
-                // task claims.
+                // Routers may quote only the header, without the session identifier. The first task counts
+                // what no task claims.
                 (None, Some(_)) => {
                     let tasks = self.by_source.get(&from)?;
                     tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())

@@ -1,11 +1,13 @@
 //! Events as they happen, for clients that stay connected.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use pathmeter_proto::admission::rate_limit_key;
+use tokio::sync::watch;
 
-use super::{EventLog, Latest, StoredEvent};
+use super::{EventLog, FEEDS_MAX, FEEDS_PER_SOURCE_MAX, Latest, StoredEvent};
 
 /// Reads the events of a log, those that are kept and then the new ones. A slow reader delays nobody: it
 /// misses the events that are no longer kept when it reads on.
@@ -16,7 +18,16 @@ pub struct EventFeed {
     /// The number of the last event that was read.
     after: u64,
     unread: VecDeque<StoredEvent>,
-    _permit: OwnedSemaphorePermit,
+    source: IpAddr,
+}
+
+/// The limit that prevents another feed, with its number of feeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedLimit {
+    /// Of all clients.
+    Total(usize),
+    /// Of one source.
+    Source(usize),
 }
 
 /// What a feed reads.
@@ -29,15 +40,27 @@ pub enum FeedItem {
 }
 
 impl EventFeed {
-    /// A feed of the events with a number above `after`; `None`: of new ones only. Returns `None` if there
-    /// already are [`FEEDS_MAX`](super::FEEDS_MAX).
-    pub fn new(log: &Arc<EventLog>, after: Option<u64>) -> Option<Self> {
-        let permit = Arc::clone(&log.feeds).try_acquire_owned().ok()?;
+    /// A feed of the events with a number above `after`; `None`: of new ones only. `client` is who reads it.
+    ///
+    /// # Errors
+    /// [`FeedLimit`], if there already are [`FEEDS_MAX`], or [`FEEDS_PER_SOURCE_MAX`] of the client.
+    pub fn new(log: &Arc<EventLog>, after: Option<u64>, client: IpAddr) -> Result<Self, FeedLimit> {
+        let source = rate_limit_key(client);
+        let mut feeds = log.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if feeds.values().sum::<usize>() >= FEEDS_MAX {
+            return Err(FeedLimit::Total(FEEDS_MAX));
+        }
+        let of_source = feeds.entry(source).or_default();
+        if *of_source >= FEEDS_PER_SOURCE_MAX {
+            return Err(FeedLimit::Source(FEEDS_PER_SOURCE_MAX));
+        }
+        *of_source += 1;
+        drop(feeds);
         let latest = log.latest.subscribe();
         let newest = latest.borrow().number;
         // A higher number is from another run of the agent, whose numbers are not those of this one.
         let after = after.filter(|after| *after <= newest).unwrap_or(newest);
-        Some(Self { log: Arc::clone(log), latest, after, unread: VecDeque::new(), _permit: permit })
+        Ok(Self { log: Arc::clone(log), latest, after, unread: VecDeque::new(), source })
     }
 
     /// Waits for the next item; `None` when the log is closed. Nothing is lost if the future is dropped.
@@ -62,13 +85,25 @@ impl EventFeed {
     }
 }
 
+impl Drop for EventFeed {
+    fn drop(&mut self) {
+        let mut feeds = self.log.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let remaining = feeds.remove(&self.source).unwrap_or(1) - 1;
+        if remaining > 0 {
+            feeds.insert(self.source, remaining);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
     use serde::Serialize;
 
-    use super::super::{EVENTS_MAX, EventType, FEEDS_MAX};
+    use super::super::{EVENTS_MAX, EventType};
     use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     #[derive(Serialize)]
     struct Sampled {}
@@ -98,10 +133,10 @@ mod tests {
     fn feed_reads_each_event_once_and_ends_with_the_log() {
         let log = Arc::new(EventLog::default());
         add(&log, 3);
-        let mut all = EventFeed::new(&log, Some(0)).unwrap();
-        let mut some = EventFeed::new(&log, Some(2)).unwrap();
-        let mut new = EventFeed::new(&log, None).unwrap();
-        let mut of_another_run = EventFeed::new(&log, Some(99)).unwrap();
+        let mut all = EventFeed::new(&log, Some(0), CLIENT).unwrap();
+        let mut some = EventFeed::new(&log, Some(2), CLIENT).unwrap();
+        let mut new = EventFeed::new(&log, None, CLIENT).unwrap();
+        let mut of_another_run = EventFeed::new(&log, Some(99), CLIENT).unwrap();
         assert_eq!(read(&mut all), [1, 2, 3]);
         assert_eq!(read(&mut some), [3]);
         assert_eq!((read(&mut new), read(&mut of_another_run)), (vec![], vec![]));
@@ -110,25 +145,30 @@ mod tests {
         for feed in [&mut all, &mut some, &mut new, &mut of_another_run] {
             assert_eq!(read(feed), [4, 5, 0], "0: the end");
         }
-        assert_eq!(read(&mut EventFeed::new(&log, Some(4)).unwrap()), [5, 0]);
+        assert_eq!(read(&mut EventFeed::new(&log, Some(4), CLIENT).unwrap()), [5, 0]);
     }
 
     #[test]
     fn slow_reader_is_told_how_many_events_it_missed() {
         let log = Arc::new(EventLog::default());
-        let mut feed = EventFeed::new(&log, None).unwrap();
+        let mut feed = EventFeed::new(&log, None, CLIENT).unwrap();
         add(&log, EVENTS_MAX + 7);
         let found = read(&mut feed);
         assert_eq!((found[0], found[1], found.len()), (-7, 8, EVENTS_MAX + 1));
     }
 
     #[test]
-    fn number_of_feeds_is_limited() {
+    fn number_of_feeds_is_limited_in_total_and_by_source() {
         let log = Arc::new(EventLog::default());
-        let mut feeds: Vec<EventFeed> = (0..FEEDS_MAX).filter_map(|_| EventFeed::new(&log, None)).collect();
-        assert_eq!(feeds.len(), FEEDS_MAX);
-        assert!(EventFeed::new(&log, None).is_none());
+        let open = |last: usize| EventFeed::new(&log, None, [10, 0, 0, u8::try_from(last).unwrap()].into());
+        let mut feeds: Vec<EventFeed> = (0..FEEDS_PER_SOURCE_MAX).map(|_| open(1).unwrap()).collect();
+        assert_eq!(open(1).unwrap_err(), FeedLimit::Source(FEEDS_PER_SOURCE_MAX));
+        feeds.extend((FEEDS_PER_SOURCE_MAX..FEEDS_MAX).map(|last| open(last).unwrap()));
+        assert_eq!(open(2).unwrap_err(), FeedLimit::Total(FEEDS_MAX));
         feeds.pop();
-        assert!(EventFeed::new(&log, None).is_some());
+        assert_eq!(open(1).unwrap_err(), FeedLimit::Source(FEEDS_PER_SOURCE_MAX));
+        assert!(open(2).is_ok());
+        drop(feeds);
+        assert!(log.feeds.lock().unwrap().is_empty());
     }
 }

@@ -5,34 +5,35 @@
 mod feed;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-pub use feed::{EventFeed, FeedItem};
+pub use feed::{EventFeed, FeedItem, FeedLimit};
 
 /// A type of event. Its fields become the fields of the JSON object.
 pub trait EventType: Serialize {
     /// The value of `event` in the JSON object.
     const NAME: &'static str;
 
-    /// Number of events of this type that are kept, at the limit the oldest of them is dropped; `None`: as many
-    /// as there is room for. What strangers can cause has a limit, and is kept in memory only, so that it does
-    /// not displace what was measured.
+    /// Number of events of this type that are kept, at the limit the oldest of them is dropped; `None`: as
+    /// many as there is room for. What strangers can cause has a limit, and is kept in memory only, so that
+    /// it does not displace what was measured.
     const KEPT_MAX: Option<usize> = None;
 }
 
 /// The latest events, oldest first. Readers get a copy, so a slow reader does not delay writers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct EventLog {
     entries: Mutex<VecDeque<StoredEvent>>,
     latest: watch::Sender<Latest>,
-    /// A permit for each further feed.
-    feeds: Arc<Semaphore>,
+    /// Number of open feeds, by [source](rate_limit_key).
+    feeds: Mutex<BTreeMap<IpAddr, usize>>,
 }
 
 /// What feeds wait for.
@@ -65,18 +66,13 @@ pub struct StoredEvent {
 /// events on a hundred paths, in a few hundred kilobytes.
 pub const EVENTS_MAX: usize = 1_024;
 
-/// Maximum number of feeds. Chosen: more than the dashboards and scripts that follow one agent.
+/// Maximum number of feeds; further ones are refused. Chosen: more than the dashboards and scripts that
+/// follow one agent.
 pub const FEEDS_MAX: usize = 64;
 
-impl Default for EventLog {
-    fn default() -> Self {
-        Self {
-            entries: Mutex::default(),
-            latest: watch::Sender::default(),
-            feeds: Arc::new(Semaphore::new(FEEDS_MAX)),
-        }
-    }
-}
+/// Maximum number of feeds of one source, of which an IPv6 /64 is one. Chosen: a quarter, so that one client
+/// does not exclude all others.
+pub const FEEDS_PER_SOURCE_MAX: usize = 16;
 
 impl StoredEvent {
     /// Whether it survives a restart of the agent.

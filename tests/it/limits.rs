@@ -118,6 +118,16 @@ const MEASURING: &[Row] = &[
         "all paths are traced",
     ),
     ("clients that follow events", &["src/event_log/mod.rs:FEEDS_MAX"], "503"),
+    (
+        "clients of one address, or IPv6 /64, that follow events",
+        &["src/event_log/mod.rs:FEEDS_PER_SOURCE_MAX"],
+        "429",
+    ),
+    (
+        "events of each type about clients",
+        &["src/daemon/client_traces.rs:EVENTS_MAX"],
+        "the oldest is dropped",
+    ),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",

@@ -116,8 +116,8 @@ pub struct TraceSpec {
     pub tx_timestamps: bool,
     /// Whether to trace the way back too, if the responder supports it.
     pub traces_reverse: bool,
-    /// Whether a hop is left out if its router would not answer at once, instead of probed later. Other tracers
-    /// then do not wait longer.
+    /// Whether a hop is left out if its router would not answer at once, instead of probed later. Other
+    /// tracers then do not wait longer.
     pub skips_busy_routers: bool,
     /// The limits that all tracers of the agent share.
     pub budget: Arc<Mutex<ProbeBudget>>,

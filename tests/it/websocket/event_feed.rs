@@ -133,11 +133,12 @@ fn websocket_receives_events_and_is_closed_when_the_agent_stops() {
 #[test]
 fn refused_streams_are_explained() {
     let eventful = Eventful::start();
-    let refused = |changed: &[(&str, &str)], path: &str| {
-        let from = "127.0.0.1".parse().unwrap();
+    let upgraded = |from: &str, changed: &[(&str, &str)], path: &str| {
+        let from = from.parse().unwrap();
         let (_, response) = RawClient::request_upgrade_of(path, &eventful.host, from, changed);
         (response.status, response.body)
     };
+    let refused = |changed: &[(&str, &str)], path: &str| upgraded("127.0.0.1", changed, path);
     let origin = [("Origin", "https://page.example.net")];
     assert_eq!(refused(&origin, "/api/v1/events").0, 403);
     assert_eq!(refused(&[("Connection", "close")], "/api/v1/events").0, 426);
@@ -145,9 +146,11 @@ fn refused_streams_are_explained() {
     // As curl asks for HTTP/2.
     assert_eq!(refused(&[("Upgrade", "h2c")], "/api/v1/events").0, 200);
     let streams: Vec<EventStream> =
-        (0..64).map(|_| EventStream::open(&eventful.host, "/api/v1/events", "")).collect();
+        (0..16).map(|_| EventStream::open(&eventful.host, "/api/v1/events", "")).collect();
     let (status, body) = refused(&[], "/api/v1/events");
-    assert_eq!((status, body.as_str()), (503, "limit of 64 clients that follow events reached\n"));
+    let expected = "limit of 16 clients of one address that follow events reached\n";
+    assert_eq!((status, body.as_str()), (429, expected));
+    assert_eq!(upgraded("127.0.0.2", &[], "/api/v1/events").0, 101, "others are not excluded");
     drop(streams);
     eventually("a client that has left makes room", || {
         (refused(&[], "/api/v1/events").0 == 101).then_some(())
