@@ -168,8 +168,6 @@ pub enum Trigger {
     Mtu,
     /// The host's own routes have changed.
     LocalRoute,
-    /// The peer reported a change of its route to this host.
-    Peer,
     /// The destination, which has answered before, did not answer the trace before.
     Unreached,
     /// A user requested it.
@@ -189,7 +187,6 @@ impl Trigger {
             Self::Rtt => "rtt",
             Self::Mtu => "mtu",
             Self::LocalRoute => "local_route",
-            Self::Peer => "peer",
             Self::Unreached => "unreached",
             Self::Request => "request",
         }
