@@ -43,6 +43,12 @@ impl ProbeRate {
     }
 }
 
+impl ProbeLimits {
+    fn router(self, is_v4: bool) -> ProbeRate {
+        if is_v4 { self.router_v4 } else { self.router_v6 }
+    }
+}
+
 impl Default for ProbeLimits {
     /// Four fifths of what Linux routers answer by default: 1/s over IPv4 (`net.ipv4.icmp_ratelimit`), 10/s
     /// over IPv6 (`net.ipv6.icmp.ratelimit`), after a burst of six. The limit of the agent is chosen: 50
@@ -71,6 +77,15 @@ pub enum Expected {
     },
 }
 
+impl Expected {
+    fn is_v4(self) -> bool {
+        match self {
+            Self::Router(address) => address.is_ipv4(),
+            Self::Unknown { is_v4, .. } => is_v4,
+        }
+    }
+}
+
 /// Why a probe must wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Deferral {
@@ -92,6 +107,7 @@ pub struct ProbeBudget {
     agent: Bucket,
     others: Bucket,
     routers: BTreeMap<Expected, Bucket>,
+    generation: u64,
     /// The router that answered last, by TTL and by whether the probe was an IPv4 packet.
     latest: BTreeMap<(u8, bool), IpAddr>,
 }
@@ -112,13 +128,30 @@ impl ProbeBudget {
             agent: Bucket::default(),
             others: Bucket::default(),
             routers: BTreeMap::new(),
+            generation: 0,
             latest: BTreeMap::new(),
         }
     }
 
-    /// Replaces the limits. Times that were already reserved stay.
-    pub fn set_limits(&mut self, limits: ProbeLimits) {
+    /// Replaces the limits. If they differ, all [reserved](Self::reserve) times end: whoever waits must
+    /// reserve again, because its time is that of another rate.
+    pub fn set_limits(&mut self, limits: ProbeLimits, now: Timestamp) {
+        if limits == self.limits {
+            return;
+        }
         self.limits = limits;
+        self.generation += 1;
+        self.agent.cancel(limits.agent, now);
+        self.others.cancel(limits.others, now);
+        for (router, bucket) in &mut self.routers {
+            bucket.cancel(limits.router(router.is_v4()), now);
+        }
+    }
+
+    /// Another number after each change of the limits.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Takes a token for a probe. Returns when it may be sent: `now`, or later if others come first, and then
@@ -178,14 +211,15 @@ impl ProbeBudget {
 
     /// The bucket of a router; `None` if it is not limited.
     fn router(&mut self, expected: Expected, now: Timestamp) -> Option<(&mut Bucket, ProbeRate)> {
-        let (expected, is_v4) = match expected {
-            Expected::Router(address) => (expected, address.is_ipv4()),
-            Expected::Unknown { ttl, is_v4 } => {
+        let is_v4 = expected.is_v4();
+        let expected = match expected {
+            Expected::Router(_) => expected,
+            Expected::Unknown { ttl, .. } => {
                 let latest = self.latest.get(&(ttl, is_v4));
-                (latest.map_or(expected, |router| Expected::Router(*router)), is_v4)
+                latest.map_or(expected, |router| Expected::Router(*router))
             }
         };
-        let rate = if is_v4 { self.limits.router_v4 } else { self.limits.router_v6 };
+        let rate = self.limits.router(is_v4);
         let is_known = self.routers.contains_key(&expected);
         if !is_known && self.routers.len() >= Self::ROUTERS {
             self.routers.retain(|_, bucket| bucket.full_at > now);
@@ -224,6 +258,11 @@ impl Bucket {
     /// When the next token becomes valid, at least `now`.
     fn available_at(&self, rate: ProbeRate, now: Timestamp) -> Timestamp {
         now.max(self.full_at + rate.spacing - rate.capacity())
+    }
+
+    /// Takes back the tokens that are not valid yet.
+    fn cancel(&mut self, rate: ProbeRate, now: Timestamp) {
+        self.full_at = self.full_at.min(now + rate.capacity());
     }
 
     /// Takes a token; returns when it becomes valid, at least `now`.
@@ -305,13 +344,30 @@ mod tests {
         let reserve = |budget: &mut ProbeBudget| budget.reserve(Expected::Router(ROUTER), at(0)).0;
         assert!((0..6).map(|_| reserve(&mut budget)).eq([0, 0, 0, 0, 0, 1_250].map(at)));
         let router_v4 = ProbeRate { spacing: Duration::from_millis(100), burst: 5 };
-        budget.set_limits(ProbeLimits { router_v4, ..ProbeLimits::default() });
+        let changed = ProbeLimits { router_v4, ..ProbeLimits::default() };
+        budget.set_limits(changed, at(0));
         let first = reserve(&mut budget);
         assert!(
             (0..3)
                 .map(|_| reserve(&mut budget))
                 .eq([100, 200, 300].map(|later| first + Duration::from_millis(later)))
         );
+    }
+
+    #[test]
+    fn turns_of_a_lower_rate_end_with_it() {
+        let slow = ProbeRate { spacing: Duration::from_secs(10), burst: 5 };
+        let limits = ProbeLimits { router_v4: slow, agent: slow, others: slow, ..ProbeLimits::default() };
+        let mut budget = ProbeBudget::new(limits);
+        for _ in 0..1_000 {
+            budget.reserve(Expected::Router(ROUTER), at(0));
+        }
+        budget.set_limits(limits, at(1));
+        assert_eq!(budget.generation(), 0, "nothing has changed");
+        budget.set_limits(ProbeLimits::default(), at(1));
+        assert_eq!(budget.generation(), 1);
+        let next = budget.reserve(Expected::Router(ROUTER), at(1)).0;
+        assert!(next <= at(1_251), "{next:?}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Measuring {
     /// Limits how fast routers are probed from the next probe on.
     pub(super) fn set_trace_limits(&self, limits: TraceLimits) {
         let mut budget = self.loops.probe_budget.lock().unwrap_or_else(PoisonError::into_inner);
-        budget.set_limits(limits.probe_limits());
+        budget.set_limits(limits.probe_limits(), Clock::now());
     }
 
     /// Requests a trace of each traced path to a peer or target. Returns the number of paths.

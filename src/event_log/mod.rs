@@ -66,6 +66,9 @@ pub struct StoredEvent {
 /// events on a hundred paths, in a few hundred kilobytes.
 pub const EVENTS_MAX: usize = 1_024;
 
+/// Largest number of an event or trace from a file: the integers that every reader of JSON keeps exactly.
+pub const NUMBER_MAX: u64 = 1 << 53;
+
 /// Maximum number of feeds; further ones are refused. Chosen: more than the dashboards and scripts that
 /// follow one agent.
 pub const FEEDS_MAX: usize = 64;
@@ -104,10 +107,10 @@ impl EventLog {
         earlier.into_iter().for_each(|entry| self.push(&mut entries, entry));
     }
 
-    /// Adds an event. One that is not newer than the latest is ignored.
+    /// Adds an event. One that is not newer than the latest, or has an impossible number, is ignored.
     fn push(&self, entries: &mut VecDeque<StoredEvent>, entry: StoredEvent) {
         let number = entry.number;
-        if number <= self.latest() {
+        if number <= self.latest() || number > NUMBER_MAX {
             return;
         }
         if let Some(kept_max) = entry.kept_max {

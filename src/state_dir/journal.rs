@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -28,6 +28,9 @@ struct OpenFile {
     /// Up to the end of its last whole line.
     length: u64,
 }
+
+/// A pipe in the place of a file is an error at once.
+const NEVER_WAIT: i32 = libc::O_NONBLOCK;
 
 impl Journal {
     /// Opens a journal whose two files have at most `bytes_max` each, and returns its entries, oldest first.
@@ -57,8 +60,9 @@ impl Journal {
     /// The file cannot be written. Some of the entries may have been appended, each of them whole.
     pub fn append<T: Serialize>(&mut self, entries: &[T]) -> io::Result<()> {
         let mut open = match self.open.take() {
-            Some(open) => open,
-            None => OpenFile::open(&self.path, self.bytes_max)?.0,
+            Some(open) if open.file.metadata()?.nlink() > 0 => open,
+            // After an error, or because the file was removed.
+            Some(_) | None => OpenFile::open(&self.path, self.bytes_max)?.0,
         };
         let mut lines = Vec::new();
         for entry in entries {
@@ -83,7 +87,8 @@ impl Journal {
 impl OpenFile {
     /// Opens a file, removes what follows its last whole line, and returns it with its bytes.
     fn open(path: &Path, bytes_max: u64) -> io::Result<(Self, Vec<u8>)> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create(true).mode(0o600).custom_flags(NEVER_WAIT).open(path)?;
         let mut bytes = read(path, bytes_max)?;
         bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
         let length = bytes.len() as u64;
@@ -109,7 +114,8 @@ fn line<T: Serialize>(entry: &T) -> io::Result<Vec<u8>> {
 /// The beginning of a file, at most so many bytes.
 fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    let file = OpenOptions::new().read(true).custom_flags(NEVER_WAIT).open(path)?;
+    file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -182,6 +188,28 @@ mod tests {
         fs::remove_file(&file).unwrap();
         journal.append(&[1_u32]).unwrap();
         assert_eq!(open(folder.path(), 1_000).1, [1]);
+    }
+
+    #[test]
+    fn removed_file_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = open(folder.path(), 1_000);
+        journal.append(&[1_u32]).unwrap();
+        fs::remove_file(folder.path().join("numbers.jsonl")).unwrap();
+        journal.append(&[2_u32]).unwrap();
+        assert_eq!(open(folder.path(), 1_000).1, [2]);
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert_eq!(journal.append(&[3_u32]).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::create_dir(folder.path()).unwrap();
+        journal.append(&[4_u32]).unwrap();
+        assert_eq!(open(folder.path(), 1_000).1, [4]);
+    }
+
+    #[test]
+    fn pipe_is_an_error_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&folder.path().join("numbers.jsonl"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Journal::open::<u32>(folder.path(), "numbers", 1_000).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pathmeter_proto::trace::{Direction, Trace};
 use serde::{Deserialize, Serialize};
 
+use crate::event_log::NUMBER_MAX;
 use crate::paths::PathKey;
 pub use record::{HopRecord, InterfaceRecord, LabelRecord, ResponderRecord, RttRecord, TraceRecord};
 
@@ -111,7 +112,7 @@ impl TraceLog {
 impl StoredTraces {
     /// Adds a trace. One that is not newer than the latest is ignored.
     fn push(&mut self, stored: StoredTrace) {
-        if stored.number <= self.count {
+        if stored.number <= self.count || stored.number > NUMBER_MAX {
             return;
         }
         self.count = stored.number;

@@ -11,9 +11,9 @@ use crate::time::Timestamp;
 ///
 /// Where the number of routers is known, it sends one probe for each and one to the destination. Otherwise it
 /// first asks the destination, whose reply carries the TTL on arrival, or if replies do not carry it,
-/// searches for the smallest TTL that reaches the destination. Without a reply, and to search, it sends waves
-/// of [`WAVE`] hops without waiting for their answers. A search with one probe at a time asks the destination
-/// first too, for the RTT. It is complete when every probe was answered or has waited for its
+/// searches for the smallest TTL that reaches the destination too. Without a reply, and to search, it sends
+/// waves of [`WAVE`] hops without waiting for their answers. A search with one probe at a time asks the
+/// destination first too, for the RTT. It is complete when every probe was answered or has waited for its
 /// [timeout](BurstMethod::timeout).
 #[derive(Debug)]
 pub(super) struct Burst {
@@ -144,7 +144,9 @@ impl Burst {
         let (stage, to_send) = match method {
             BurstMethod::Reported { .. } => (Stage::Distance, VecDeque::from([DESTINATION])),
             BurstMethod::Searched { is_serial, .. } => {
-                let first = (is_serial && known_rtt.is_none()).then_some(DESTINATION);
+                // Whether it answers does not depend on the limits of routers.
+                let is_first = routers.is_none() || (is_serial && known_rtt.is_none());
+                let first = is_first.then_some(DESTINATION);
                 (Stage::Waves { sent_to: 0, next_at: now }, first.into_iter().collect())
             }
         };
@@ -220,7 +222,12 @@ impl Burst {
     /// The number of routers, if known.
     pub(super) fn routers(&self) -> Option<u8> {
         match (self.method, self.stage) {
-            (BurstMethod::Searched { .. }, _) => self.nearest.map(|ttl| ttl.saturating_sub(1)),
+            (BurstMethod::Searched { .. }, _) => {
+                let routers = self.nearest?.saturating_sub(1);
+                // The destination may be nearer if the TTL before was left out.
+                let is_shown = routers == 0 || self.probes.iter().any(|probe| probe.ttl == routers);
+                is_shown.then_some(routers)
+            }
             (BurstMethod::Reported { .. }, Stage::Hops(routers)) => Some(routers),
             (BurstMethod::Reported { .. }, Stage::Distance | Stage::Waves { .. }) => None,
         }
@@ -563,11 +570,12 @@ mod tests {
                 let (sent, took) = search(&mut burst, routers, &[]);
                 assert_eq!(burst.routers(), Some(routers), "{method:?}");
                 let needed = usize::from(routers) + 1;
+                assert_eq!(sent[0].0, DESTINATION);
                 match method {
-                    PARALLEL => assert!(sent.len() < needed + usize::from(WAVE), "{sent:?}"),
+                    PARALLEL => assert!(sent.len() <= needed + usize::from(WAVE), "{sent:?}"),
                     BurstMethod::Searched { .. } | BurstMethod::Reported { .. } => {
-                        assert_eq!(ttls(&sent), (1..=routers + 1).collect::<Vec<u8>>());
-                        assert_eq!(took, 10 * u64::from(routers + 1), "one RTT for each hop");
+                        assert_eq!(ttls(&sent[1..]), (1..=routers + 1).collect::<Vec<u8>>());
+                        assert_eq!(took, 10 * u64::from(routers + 2), "one RTT for each hop");
                     }
                 }
                 for known in [routers, routers.saturating_sub(2), routers + 2] {
@@ -596,7 +604,7 @@ mod tests {
         let silent: Vec<u8> = (4..=30).chain([DESTINATION]).collect();
         let mut burst = searching(None, PARALLEL);
         let (sent, took) = search(&mut burst, 30, &silent);
-        assert_eq!((ttls(&sent).len(), burst.routers()), (30, None));
+        assert_eq!((ttls(&sent).len(), burst.routers()), (31, None));
         assert!(took < 200, "{took}");
         let mut burst = Burst::new(Trigger::Start, at(0), None, None, SERIAL, 30, 7);
         let (sent, took) = search(&mut burst, 30, &silent);

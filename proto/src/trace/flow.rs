@@ -58,6 +58,9 @@ pub(super) struct TracedFlow {
     /// If only one probe may be in flight: the latest one, until it is answered, and until when its answer is
     /// waited for.
     in_flight: Option<(u64, Timestamp)>,
+    /// If the number of routers is searched for and not known yet: the largest TTL at which a router
+    /// answered, and the smallest one that reached the destination.
+    search: (u8, Option<u8>),
     /// What else the answers so far say about the route.
     found_updates: VecDeque<RouteUpdate>,
     pub(super) reachability: Reachability,
@@ -149,6 +152,7 @@ impl TracedFlow {
             confirmations_queued: VecDeque::new(),
             bursts: 0,
             in_flight: None,
+            search: (0, None),
             found_updates: VecDeque::new(),
             reachability: Reachability::new(),
             ttl_clamp: TtlClamp::default(),
@@ -200,7 +204,8 @@ impl TracedFlow {
 
     /// Whether a probe with this TTL is sent to reach the destination.
     fn is_to_destination(&self, ttl: u8) -> bool {
-        let farthest = self.routers.max(self.route.unconfirmed_length());
+        let nearest = self.search.1.map(|ttl| ttl.saturating_sub(1));
+        let farthest = self.routers.max(self.route.unconfirmed_length()).or(nearest);
         let is_behind_routers = farthest.is_some_and(|routers| ttl > routers);
         ttl == DESTINATION || (self.protocol.is_searching() && is_behind_routers)
     }
@@ -301,7 +306,9 @@ impl TracedFlow {
     /// Ends the burst: its record, and the hops to probe again.
     fn complete(&mut self, now: Timestamp) -> Trace {
         let burst = self.burst.take().expect("a burst is complete");
-        if let (BurstMethod::Searched { .. }, Some(routers)) = (self.method(), burst.routers()) {
+        if let (BurstMethod::Searched { .. }, Some(routers)) =
+            (self.method(), burst.routers().or_else(|| self.searched()))
+        {
             let update = self.observe_routers(routers, now);
             self.found_updates.extend(update);
         }
@@ -311,6 +318,7 @@ impl TracedFlow {
         if self.protocol.is_searching() && trace.rtt.is_none() {
             // The way may have become longer than answers are waited for.
             self.rtt = None;
+            self.search = (0, None);
         }
         self.establish_route(&trace);
         self.trace_ended(&trace, burst.probes(), now);
@@ -560,7 +568,7 @@ impl TracedFlow {
     /// A probe with a limited TTL reached the destination, or a router although the destination was searched
     /// for there. This supports one of two lengths, or shows that the length must be measured again.
     fn length_shown(&mut self, ttl: u8, is_reached: bool, at: Timestamp) -> Option<RouteUpdate> {
-        let known = self.routers?;
+        let Some(known) = self.routers else { return self.search_answered(ttl, is_reached, at) };
         if let Some(other) = self.route.unconfirmed_length() {
             let (shorter, longer) = (known.min(other), known.max(other));
             let distinguishes = shorter < ttl && ttl <= longer;
@@ -572,6 +580,28 @@ impl TracedFlow {
             self.trigger(Trigger::Length);
         }
         None
+    }
+
+    /// The number of routers, if the TTLs before and behind the last one were answered, though not in one
+    /// trace.
+    fn searched(&self) -> Option<u8> {
+        let (farthest, nearest) = self.search;
+        (self.routers.is_none() && nearest? == farthest + 1).then_some(farthest)
+    }
+
+    /// A probe of a search for the number of routers was answered. Answers that contradict each other are of
+    /// different routes.
+    fn search_answered(&mut self, ttl: u8, is_reached: bool, at: Timestamp) -> Option<RouteUpdate> {
+        let (farthest, nearest) = self.search;
+        let (farthest, nearest) = match is_reached {
+            true => (farthest, Some(nearest.map_or(ttl, |nearest| nearest.min(ttl)))),
+            false => (farthest.max(ttl), nearest),
+        };
+        let is_consistent = nearest.is_none_or(|nearest| farthest < nearest);
+        self.search = if is_consistent { (farthest, nearest) } else { (0, None) };
+        // The burst has a number of its own when it is complete.
+        let routers = self.searched().filter(|_| self.burst.is_none())?;
+        self.observe_routers(routers, at)
     }
 
     /// A router answered a probe.
@@ -633,7 +663,7 @@ impl TracedFlow {
             if let Some(burst) = &mut self.burst {
                 burst.reached(ttl);
             }
-            return self.length_shown(ttl, true, at);
+            return (ttl != DESTINATION).then(|| self.length_shown(ttl, true, at))?;
         }
         let routers = routers.filter(|_| !self.ttl_clamp.is_found())?;
         if let Some(burst) = &mut self.burst {
@@ -687,6 +717,17 @@ impl TracedFlow {
     /// Whether a probe with this TTL already waits for its turn.
     pub(super) fn is_waiting(&self, ttl: u8) -> bool {
         self.retries.iter().any(|retry| retry.ttl == ttl && retry.is_reserved)
+    }
+
+    pub(super) fn has_reserved(&self) -> bool {
+        self.retries.iter().any(|retry| retry.is_reserved)
+    }
+
+    /// Reserved times are no longer valid: reserves again at once.
+    pub(super) fn cancel_reserved(&mut self, now: Timestamp) {
+        for retry in self.retries.iter_mut().filter(|retry| retry.is_reserved) {
+            (retry.at, retry.is_reserved) = (now, false);
+        }
     }
 
     /// A token was reserved for a later time: the hop is left out of the trace, and probed then.

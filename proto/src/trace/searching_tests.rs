@@ -279,6 +279,47 @@ fn hops_that_were_left_out_do_not_end_a_search() {
     }
 }
 
+/// Sixty targets behind the same three routers, which are asked slowly: every trace reaches its target, and
+/// no wrong number of routers is shown while most TTLs wait for their turns.
+#[test]
+fn targets_that_share_routers_are_reached_and_never_have_a_wrong_distance() {
+    for protocol in PROTOCOLS {
+        let budget = Arc::new(Mutex::new(ProbeBudget::default()));
+        let world = |seed| World::of(spec(&budget, protocol, seed), |ttl, _, _| route(ttl, 3));
+        let mut worlds: Vec<_> = (0..60).map(world).collect();
+        for second in 1..600 {
+            worlds.iter_mut().for_each(|world| world.run_until(at(second * 1_000)));
+        }
+        for (number, world) in worlds.iter().enumerate() {
+            world.check_counts();
+            assert_eq!(world.updates(), Vec::<&RouteUpdate>::new());
+            let traces = world.traces();
+            for trace in &traces {
+                let found = (trace.rtt, trace.routers.unwrap_or(3));
+                assert_eq!(found, (Some(RTT), 3), "{protocol:?} {number}: {trace:?}");
+            }
+            let last = traces.last().unwrap();
+            assert_eq!(last.routers, Some(3), "{protocol:?} {number}: {last:?}");
+        }
+    }
+}
+
+#[test]
+fn tracer_waits_no_longer_than_changed_limits_demand() {
+    for protocol in PROTOCOLS {
+        let slow = ProbeRate { spacing: Duration::from_secs(1_000), burst: 1 };
+        let limits = ProbeLimits { router_v4: slow, agent: slow, ..ProbeLimits::default() };
+        let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
+        let mut world = World::of(spec(&budget, protocol, 3), |ttl, _, _| route(ttl, 3));
+        world.run_until(at(100_000));
+        budget.lock().unwrap().set_limits(ProbeLimits::default(), at(100_000));
+        world.run_until(at(160_000));
+        let last = *world.traces().last().unwrap();
+        assert_eq!(last.routers, Some(3), "{protocol:?}: {last:?}");
+        assert!(last.hops.iter().all(|hop| !hop.answers.is_empty()), "{protocol:?}: {last:?}");
+    }
+}
+
 #[test]
 fn tracer_that_skips_busy_routers_reserves_no_turn() {
     for protocol in PROTOCOLS {

@@ -46,6 +46,8 @@ pub struct Tracer {
     unreached: u8,
     /// Requests have no extensions until then, because the destination did not answer those that have.
     plain_until: Option<Timestamp>,
+    /// [`ProbeBudget::generation`] of the times that were reserved.
+    generation: u64,
     is_stopping: bool,
 }
 
@@ -84,6 +86,7 @@ impl Tracer {
         let session = mix(spec.seed ^ mix(0x7472_6163)) as u32;
         let count = u8::try_from(spec.ssids.len()).unwrap_or(u8::MAX);
         let TraceSpec { protocol, hops_max, interval, seed, .. } = spec;
+        let generation = spec.budget.lock().unwrap_or_else(PoisonError::into_inner).generation();
         let flow = |index| {
             let mut flow = TracedFlow::new(index, Direction::Forward, protocol, hops_max, interval, seed, at);
             flow.wait = spec.answer_wait;
@@ -101,7 +104,19 @@ impl Tracer {
             unreached: 0,
             plain_until: None,
             is_stopping: false,
+            generation,
             spec,
+        }
+    }
+
+    /// Reserves again what was reserved under other limits.
+    fn renew_reservations(&mut self, now: Timestamp) {
+        if !self.forward.iter().any(TracedFlow::has_reserved) {
+            return;
+        }
+        let generation = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).generation();
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.forward.iter_mut().for_each(|traced| traced.cancel_reserved(now));
         }
     }
 
@@ -734,6 +749,7 @@ impl Machine for Tracer {
             self.withdraw();
             return self.reports.pop_front().map_or(Step::Finished, Step::Report);
         }
+        self.renew_reservations(now.at);
         let mut until = Timestamp::NEVER;
         for flow in (0..).take(self.forward.len()) {
             for direction in Direction::ALL {
