@@ -32,7 +32,7 @@ pub trait EventType: Serialize {
 pub struct EventLog {
     entries: Mutex<VecDeque<StoredEvent>>,
     latest: watch::Sender<Latest>,
-    /// Number of open feeds, by [source](rate_limit_key).
+    /// Number of open feeds, by [source](pathmeter_proto::admission::rate_limit_key).
     feeds: Mutex<BTreeMap<IpAddr, usize>>,
 }
 
