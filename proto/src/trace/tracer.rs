@@ -46,7 +46,7 @@ pub struct Tracer {
     unreached: u8,
     /// Requests have no extensions until then, because the destination did not answer those that have.
     plain_until: Option<Timestamp>,
-    /// [`ProbeBudget::generation`](crate::probe_budget::ProbeBudget::generation) of the times that were reserved.
+    /// [Generation](crate::probe_budget::ProbeBudget::generation) of the times that were reserved.
     generation: u64,
     is_stopping: bool,
 }
