@@ -133,8 +133,8 @@ impl ProbeBudget {
         }
     }
 
-    /// Replaces the limits. If they differ, all [reserved](Self::reserve) times end: whoever waits must
-    /// reserve again, because its time is that of another rate.
+    /// Replaces the limits. If they differ, no [reserved](Self::reserve) time is valid any more, because it
+    /// follows from another rate: probes that wait must reserve again.
     pub fn set_limits(&mut self, limits: ProbeLimits, now: Timestamp) {
         if limits == self.limits {
             return;
@@ -303,7 +303,7 @@ mod tests {
         for time in (0..600_000).step_by(10) {
             let _ = budget.take(router, at(time));
         }
-        assert_eq!(budget.take(router, at(600_000)), Ok(()), "it gets the turns that nobody waits for");
+        assert_eq!(budget.take(router, at(600_000)), Ok(()), "it gets the turns that are free");
         assert_eq!(budget.take(router, at(600_000)), Err(Deferral::Router));
         let turns = [1_250, 2_500, 3_750].map(|after| (at(600_000 + after), Some(Deferral::Router)));
         assert_eq!([(); 3].map(|()| budget.reserve(router, at(600_000))), turns);

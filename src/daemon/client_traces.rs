@@ -59,7 +59,7 @@ const RESULT_MAX: Duration = Duration::from_secs(15);
 /// default rate, with up to thirty hops each, in two megabytes.
 const EVENTS_MAX: usize = 64;
 
-/// The port of probes over UDP, on which nobody listens: the first one of traceroute.
+/// The port of probes over UDP, which is hardly ever in use: the first one of traceroute.
 const CLOSED_PORT: u16 = 33_434;
 
 impl ClientTraces {

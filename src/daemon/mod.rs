@@ -114,7 +114,7 @@ const RELOADS_PENDING_MAX: usize = 4;
 /// Requests for traces that wait for the daemon; further ones wait in their HTTP requests.
 const TRACE_REQUESTS_PENDING_MAX: usize = 16;
 
-/// Clients that wait for a trace; further ones are told to connect again.
+/// Clients that wait for a trace; further ones receive an error that asks them to connect again.
 const CLIENT_TRACES_PENDING_MAX: usize = 64;
 
 /// The maximum interval of the tick, at which the watchdog and retries are handled.
@@ -537,7 +537,7 @@ pub fn log_format(format: LogFormat) -> logging::Format {
     }
 }
 
-/// Waits for a change of this host's routes; for ever, if they are not reported.
+/// Waits for a change of this host's routes, without end if they are not reported.
 async fn receive_routes(local_routes: &mut Option<LocalRoutes>) -> io::Result<()> {
     match local_routes {
         Some(local_routes) => local_routes.receive().await,

@@ -308,9 +308,10 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
     FragmentPolicy::of(binding).apply(socket, binding.address.is_ipv4())
 }
 
+/// Sets an option whose value is an int.
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
-pub(super) fn set(
-    socket: &Socket2,
+pub(crate) fn set(
+    socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
     value: libc::c_int,

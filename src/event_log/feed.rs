@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{EventLog, FEEDS_MAX, FEEDS_PER_SOURCE_MAX, Latest, StoredEvent};
 
-/// Reads the events of a log, those that are kept and then the new ones. A slow reader delays nobody: it
+/// Reads the events of a log, those that are kept and then the new ones. A slow reader delays no other: it
 /// misses the events that are no longer kept when it reads on.
 #[derive(Debug)]
 pub struct EventFeed {

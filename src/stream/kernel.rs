@@ -9,6 +9,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use pathmeter_proto::time::WallTime;
 
+use crate::datagram::set_socket_option;
 use crate::metrics::stream::TcpInfo;
 
 /// `SOF_TIMESTAMPING_OPT_ID_TCP` (linux/net_tstamp.h): timestamps are identified by the number of bytes
@@ -114,24 +115,10 @@ const SO_TXREHASH: libc::c_int = 74;
 /// Gives the packets of an IPv6 socket the flow label 0, so that every socket with the same ports takes the
 /// same route, also after a retransmission.
 pub(super) fn disable_flow_label(socket: &impl AsRawFd) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0)?;
+    set_socket_option(socket, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, 0)?;
     // Kernels without this option (before 5.18) change the label only after a timeout.
-    let _ = set_option(socket, libc::SOL_SOCKET, SO_TXREHASH, 0);
+    let _ = set_socket_option(socket, libc::SOL_SOCKET, SO_TXREHASH, 0);
     Ok(())
-}
-
-#[expect(unsafe_code, reason = "nothing wraps these options")]
-fn set_option(
-    socket: &impl AsRawFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: libc::c_int,
-) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
-    // SAFETY: the descriptor is open and the value is an int of the stated length.
-    let outcome =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
-    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Number of segments received out of order; `None` if the kernel does not provide it.

@@ -59,7 +59,7 @@ impl TracedFlow {
     /// Looks for rewritten TTLs in the probes of a complete trace.
     pub(super) fn examine(&mut self, probes: &[BurstProbe], now: Timestamp) {
         if self.protocol().is_searching() {
-            // Each TTL up to the one that reaches the destination is tried, so nothing else would be sent.
+            // Only an agent sets and reports TTLs, which shows whether they are rewritten.
             return;
         }
         let answers = probes.iter().filter(|probe| probe.ttl != DESTINATION);

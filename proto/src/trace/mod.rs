@@ -62,7 +62,7 @@ pub enum ProbeProtocol {
     Udp,
     /// ICMP echo requests. The number of routers is searched for.
     Icmp,
-    /// UDP datagrams to a port on which nobody listens: the destination answers with an ICMP error. The
+    /// UDP datagrams to a port that is not in use: the destination answers with an ICMP error. The
     /// number of routers is searched for.
     ClosedPort,
     /// TCP segments with SYN. The number of routers is searched for, with one segment at a time, because all

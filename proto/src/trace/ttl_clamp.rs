@@ -130,7 +130,7 @@ impl TtlClamp {
     ///
     /// A clamp ends all probes at the same router: it answers two TTLs in a row, no other router answers a
     /// larger one, and unlimited probes end there too. In a routing loop at least two routers alternate, so
-    /// that another one answers between two answers of the first, or nobody does.
+    /// that another one answers between two answers of the first, or none does.
     pub(super) fn trace_ended(
         &mut self,
         answers: impl Iterator<Item = (u8, IpAddr)>,

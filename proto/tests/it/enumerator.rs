@@ -2,53 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
-use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Profile, Quirks, StampResponder};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, IcmpError, IcmpKind, Machine as _, NotSent, Now, Send, SendId, Step, TimestampSource,
 };
-use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::ProbeLimits;
 use pathmeter_proto::sim::{
     Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld, Transit,
 };
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
 use pathmeter_proto::trace::{
     Completeness, Enumerated, Enumeration, EnumerationEnd, EnumerationLimit, EnumerationReport, Enumerator,
-    ProbeProtocol, TraceSpec,
+    TraceSpec,
 };
 
 use super::conservation::seeds;
-
-const MS: u64 = 1_000_000;
-
-fn unlimited() -> ProbeLimits {
-    let none = ProbeRate::UNLIMITED;
-    ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none }
-}
-
-fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
-    TraceSpec {
-        protocol: ProbeProtocol::Udp,
-        to: TraceWorld::responder_address(),
-        ssids: (1..=flows).collect(),
-        interval: Duration::from_secs(30),
-        hops_max: 30,
-        answer_wait: None,
-        dscp: Dscp::DEFAULT,
-        keys: None,
-        quirks: None,
-        tx_timestamps: true,
-        traces_reverse: false,
-        skips_busy_routers: false,
-        budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
-        seed,
-    }
-}
+use super::trace::{MS, spec, unlimited};
 
 /// Segments with so many routers each.
 fn network(widths: &[u8]) -> RouterNetwork {

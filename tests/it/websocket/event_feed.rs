@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::raw_client::{CLOSE, PING, RawClient, TEXT};
 use crate::fixture::{Agent, DEADLINE, Host, eventually};
 
-/// An agent whose probes over TCP have nobody to connect to: each of them is one event.
+/// An agent whose probes over TCP find no open port: each of them is one event.
 struct Eventful {
     host: Host,
     silent: Host,

@@ -74,7 +74,7 @@ pub(crate) fn chain() {
                 let least = |hop: &Value| hop["responders"][0]["rtt_seconds"]["min"].as_f64().unwrap();
                 assert!(hops.iter().all(|hop| least(hop) >= 0.010), "all are behind the first wire: {trace}");
                 assert!(trace["rtt_seconds"].as_f64().unwrap() >= 0.020, "{trace}");
-                assert_eq!(flow["reverse"]["trace"], Value::Null, "nobody sends probes back");
+                assert_eq!(flow["reverse"]["trace"], Value::Null, "the target sends no probes back");
             }
         }
         let page = a.page_when("rounds after the first trace", |page| {
