@@ -25,6 +25,7 @@ pub mod poller;
 pub mod probe;
 pub mod resolver;
 pub mod roster;
+pub mod route_record;
 pub mod runtime;
 #[cfg(test)]
 mod sample;

@@ -3,10 +3,11 @@
 //! * [`routes`] — routes requests and checks authorisation;
 //! * [`scrape`] — negotiates the format and encoding of the metrics page;
 //! * [`renderer`] — renders that page on dedicated threads, and shares it among scrapers;
-//! * `events`, `traces` — their routes;
+//! * `events`, `flow_routes`, `traces` — what their paths respond;
 //! * [`status`] — the snapshot of the daemon from which requests are answered.
 
 mod events;
+mod flow_routes;
 pub mod renderer;
 pub mod routes;
 pub mod scrape;

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::events;
+use super::flow_routes::{self, Routes};
 use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
@@ -32,6 +33,7 @@ use crate::http::server::{Body, Counters};
 use crate::http::web_config::LoadedWebConfig;
 use crate::identity::{self, CAPABILITIES, CallerAccess, Identity, Ports};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
+use crate::route_record::RouteRecord;
 use crate::trace_log::TraceLog;
 use crate::websocket::{self, WebSocketResponder};
 
@@ -110,7 +112,7 @@ const TRACES: &str = "/api/v1/traces";
 const TRACES_DIFF: &str = "/api/v1/traces/diff";
 
 /// Paths with their method and description.
-const ROUTES: [(&str, Method, &str); 14] = [
+const ROUTES: [(&str, Method, &str); 15] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
     (
@@ -124,6 +126,11 @@ const ROUTES: [(&str, Method, &str); 14] = [
         EVENTS,
         Method::GET,
         "recent events; ?after=N omits events up to number N; as a stream for text/event-stream or a WebSocket",
+    ),
+    (
+        "/api/v1/routes",
+        Method::GET,
+        "routes of flows to peers and targets and back, and of peers' flows to this agent",
     ),
     (TRACES, Method::GET, "recent traces; ?target=NAME and ?since=SECONDS select"),
     (
@@ -221,9 +228,10 @@ impl AppState {
         let query = request.uri().query();
         match asked {
             "/metrics" => self.metrics(request.headers()).await,
-            "/api/v1/agent" => self.agent(peer, &proof),
+            "/api/v1/agent" => self.agent(peer, &proof, query),
             "/api/v1/paths" => self.paths(),
             "/api/v1/discovery" => self.discovery(),
+            "/api/v1/routes" => json(&Routes::of(&self.status.load())),
             EVENTS => self.events(request, peer),
             TRACES if wanted == Method::POST => self.request_traces(peer, &proof, query).await,
             TRACES => json_or_problem(traces::list(&self.traces, query)),
@@ -245,14 +253,17 @@ impl AppState {
         negotiated.response(self.renderer.page(negotiated, wants_fresh(headers)).await)
     }
 
-    fn agent(&self, peer: SocketAddr, proof: &SignatureStatus) -> Response<Body> {
+    fn agent(&self, peer: SocketAddr, proof: &SignatureStatus, query: Option<&str>) -> Response<Body> {
         #[derive(Serialize)]
         struct Agent<'a> {
             #[serde(flatten)]
             identity: Identity,
             state: &'a StateDirStatus,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            routes: Option<Vec<RouteRecord>>,
         }
         let status = self.status.load();
+        let routes_to = query.and_then(|query| query.strip_prefix("routes_to="));
         let identity = Identity {
             name: status.name.clone(),
             labels: status.labels.clone(),
@@ -266,7 +277,8 @@ impl AppState {
                 websocket: Some(status.answers_websocket(&self.websocket.rules(), peer.ip(), proof)),
             },
         };
-        json(&Agent { identity, state: &status.state_dir })
+        let routes = routes_to.map(|peer| flow_routes::to_peer(&status, peer));
+        json(&Agent { identity, state: &status.state_dir, routes })
     }
 
     fn paths(&self) -> Response<Body> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use pathmeter_proto::admission::Policy;
 use serde::Serialize;
@@ -12,6 +13,7 @@ use crate::config::WebSocketRules;
 use crate::fleet::PathStatus;
 use crate::identity::{Ports, WouldAnswer};
 use crate::probe::Measured;
+use crate::route_record::RouteRecord;
 
 /// State of the daemon at one moment.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +32,8 @@ pub struct Status {
     pub has_key: bool,
     /// All desired paths, measured or not.
     pub paths: Vec<PathStatus>,
+    /// The routes that peers report, of their flows to this agent, by peer.
+    pub reported_routes: Vec<Arc<[RouteRecord]>>,
     /// Discovery providers of peers and targets.
     pub providers: Vec<ProviderStatus>,
     /// Where events and traces are stored.

@@ -35,6 +35,13 @@ impl Measuring {
         self.fleet.request_traces(target, &self.loops)
     }
 
+    /// Requests a trace of each traced path to a peer, because the peer reports that a route of its own has
+    /// changed.
+    pub(super) fn peer_routes_changed(&self, peer: &str) {
+        let paths = self.fleet.peer_routes_changed(peer, &self.loops);
+        debug!(peer, paths, "routes of peer have changed");
+    }
+
     /// Requests a trace of each traced path to these destinations, because this host's routes have changed.
     pub(super) fn local_routes_changed(&self, destinations: &[Prefix]) {
         let paths = self.fleet.local_routes_changed(destinations, &self.loops);

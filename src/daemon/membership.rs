@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::time::nanos;
@@ -9,16 +10,18 @@ use pathmeter_proto::wire::Goodbye;
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::measuring::Measuring;
 use super::pending::PendingWork;
 use crate::discovery::{AgentIdentifier, IdentifyResult, ProviderPoller, ProviderUpdate, UnidentifiedAgent};
 use crate::fleet::{Addresses, Fleet, PlanInputs};
 use crate::http::auth::Signer;
 use crate::http::client::{Client, authority};
 use crate::identity::{self, Identity};
-use crate::identity_poller::{Endpoint, IdentityError, IdentityPoller, IdentityResult};
+use crate::identity_poller::{Endpoint, IdentityError, IdentityPoller, PeerReport, ReportResult};
 use crate::metrics::Exporter;
 use crate::resolver::{Resolution, Resolver};
 use crate::roster::{KnownAgent, Roster, RosterInputs};
+use crate::route_record::{RouteRecord, has_other_route};
 use crate::settings::Settings;
 
 /// Maintains the roster, and the addresses and identities of its members, from the results of the pollers.
@@ -34,6 +37,8 @@ pub(super) struct Membership {
     pub(super) identities: BTreeMap<String, Identity>,
     /// The time of the last identity of each peer, in nanoseconds since 1970.
     pub(super) identified: BTreeMap<String, u64>,
+    /// The routes that peers reported with their last identity, of their flows to this agent.
+    pub(super) reported_routes: BTreeMap<String, Arc<[RouteRecord]>>,
     /// The reason for each peer whose identity is not available because one side does not trust the other.
     refusals: BTreeMap<String, String>,
     /// The last goodbye of each peer.
@@ -59,8 +64,8 @@ pub(super) struct ProviderHealth {
 pub(super) struct PollResults {
     /// Addresses of peers and targets, by name.
     pub(super) resolved: mpsc::Receiver<(String, Resolution)>,
-    /// Identities of peers, by name.
-    pub(super) identities: mpsc::Receiver<(String, IdentityResult)>,
+    /// What peers report about themselves, by name.
+    pub(super) reports: mpsc::Receiver<(String, ReportResult)>,
     /// Members that providers list, by provider.
     pub(super) provider_updates: mpsc::Receiver<(String, ProviderUpdate)>,
     /// Identities of agents that providers list without a name.
@@ -71,7 +76,7 @@ impl Membership {
     /// A membership without members, and the receivers of its pollers. `boot_id` is that of this agent.
     pub(super) fn new(boot_id: u64) -> (Self, PollResults) {
         let (resolver, resolved) = Resolver::new();
-        let (identity_poller, identities) = IdentityPoller::new();
+        let (identity_poller, reports) = IdentityPoller::new();
         let (provider_poller, provider_updates) = ProviderPoller::new();
         let (agent_identifier, identified) = AgentIdentifier::new();
         let membership = Self {
@@ -85,6 +90,7 @@ impl Membership {
             addresses: Addresses::new(),
             identities: BTreeMap::new(),
             identified: BTreeMap::new(),
+            reported_routes: BTreeMap::new(),
             refusals: BTreeMap::new(),
             goodbyes: BTreeMap::new(),
             resolver,
@@ -92,7 +98,7 @@ impl Membership {
             provider_poller,
             agent_identifier,
         };
-        (membership, PollResults { resolved, identities, provider_updates, identified })
+        (membership, PollResults { resolved, reports, provider_updates, identified })
     }
 
     /// The inputs from which the paths are computed.
@@ -112,6 +118,7 @@ impl Membership {
         self.addresses.retain(|name, _| roster.contains(name));
         self.identities.retain(|name, _| roster.contains(name));
         self.identified.retain(|name, _| roster.contains(name));
+        self.reported_routes.retain(|name, _| roster.contains(name));
         self.refusals.retain(|name, _| roster.contains(name));
         self.goodbyes.retain(|name, _| roster.contains(name));
         self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
@@ -135,7 +142,8 @@ impl Membership {
             ))
         });
         let client = client(settings);
-        self.identity_poller.follow(known.collect(), &client, renew);
+        let own_name = &settings.config.agent.name;
+        self.identity_poller.follow(known.collect(), &client, own_name, renew);
         self.identify_agents(settings, &client, renew);
     }
 
@@ -169,19 +177,56 @@ impl Membership {
         pending.add(|pending| pending.update_paths = true);
     }
 
-    /// Handles a result of polling the identity of a peer.
-    pub(super) fn on_identity(
+    /// Handles a result of polling what a peer reports about itself.
+    pub(super) fn on_report(
         &mut self,
         name: String,
-        result: IdentityResult,
+        result: ReportResult,
+        own_name: &str,
+        measuring: &Measuring,
+        pending: &mut PendingWork,
+    ) {
+        match result {
+            Ok(PeerReport { identity, routes }) => {
+                self.on_reported_routes(&name, routes, measuring, pending);
+                self.on_identity(name, identity, own_name, &measuring.fleet, pending);
+            }
+            Err(error) => {
+                // They may have changed meanwhile.
+                self.on_reported_routes(&name, Vec::new(), measuring, pending);
+                self.on_identity_error(name, &error);
+            }
+        }
+    }
+
+    /// Keeps the routes that a peer reports, and traces those to it if one has changed: what changed its
+    /// route may have changed that of this agent as well.
+    fn on_reported_routes(
+        &mut self,
+        name: &str,
+        routes: Vec<RouteRecord>,
+        measuring: &Measuring,
+        pending: &mut PendingWork,
+    ) {
+        let before = self.reported_routes.get(name).map_or(&[][..], |routes| routes);
+        if *before == *routes {
+            return;
+        }
+        if has_other_route(before, &routes) {
+            measuring.peer_routes_changed(name);
+        }
+        self.reported_routes.insert(name.to_owned(), routes.into());
+        pending.add(|pending| pending.publish = true);
+    }
+
+    fn on_identity(
+        &mut self,
+        name: String,
+        identity: Identity,
         own_name: &str,
         fleet: &Fleet,
         pending: &mut PendingWork,
     ) {
-        let identity = match result {
-            Ok(identity) => identity,
-            Err(error) => return self.on_identity_error(name, &error),
-        };
         self.refusals.remove(&name);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.identified.insert(name.clone(), nanos(now));

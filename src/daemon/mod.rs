@@ -276,10 +276,10 @@ impl Daemon {
                     let exporter = &self.observability.exporter;
                     self.membership.on_resolved(name, resolution, exporter, &mut self.pending);
                 }
-                Some((name, result)) = self.channels.polls.identities.recv() => {
+                Some((name, result)) = self.channels.polls.reports.recv() => {
                     let own_name = &self.settings.config.agent.name;
-                    let fleet = &self.measuring.fleet;
-                    self.membership.on_identity(name, result, own_name, fleet, &mut self.pending);
+                    let measuring = &self.measuring;
+                    self.membership.on_report(name, result, own_name, measuring, &mut self.pending);
                 }
                 Some((provider, update)) = self.channels.polls.provider_updates.recv() => {
                     self.membership.on_provider_update(provider, update, &mut self.pending);
@@ -455,6 +455,7 @@ impl Daemon {
             policy: self.policy(),
             has_key: self.settings.keys.mesh.is_some(),
             paths: self.measuring.fleet.status(&refusals),
+            reported_routes: self.membership.reported_routes.values().cloned().collect(),
             providers: self.membership.providers(config),
             state_dir: self.history.status(),
             is_stopping,

@@ -380,8 +380,18 @@ impl Fleet {
 
     /// Requests a trace of each path to a peer or target that a traced path follows. Returns their number.
     pub fn request_traces(&self, target: &str, loops: &Loops) -> usize {
+        self.trace_to(target, Trigger::Request, loops)
+    }
+
+    /// Requests a trace of each traced path to a peer, because the peer reports that a route of its own has
+    /// changed. Returns their number.
+    pub fn peer_routes_changed(&self, peer: &str, loops: &Loops) -> usize {
+        self.trace_to(peer, Trigger::Peer, loops)
+    }
+
+    fn trace_to(&self, target: &str, trigger: Trigger, loops: &Loops) -> usize {
         let to_target = self.running.iter().filter(|(key, _)| *key.peer == *target);
-        Self::trigger(to_target.map(|(_, running)| running), Trigger::Request, loops)
+        Self::trigger(to_target.map(|(_, running)| running), trigger, loops)
     }
 
     /// Requests a trace of each traced path to these destinations, because this host's routes have changed.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use pathmeter_proto::probe_budget::ProbeBudget;
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::{ProbeProtocol, Route};
 use serde_json::{Map, Value};
 
 pub use self::followed::Followed;
@@ -118,8 +119,24 @@ pub trait Measured: fmt::Debug + Send + Sync {
     /// The fields of the path at `/api/v1/paths` that are specific to its kind.
     fn json(&self) -> Map<String, Value>;
 
+    /// The current routes of each flow; empty if the path is not traced.
+    fn routes(&self) -> Vec<FlowRoutes> {
+        Vec::new()
+    }
+
     /// A row for the table of the demo.
     fn row(&self) -> TableRow;
+}
+
+/// The current routes of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowRoutes {
+    /// The protocol of the probes.
+    pub protocol: ProbeProtocol,
+    /// The route to the peer; `None` if it is not known.
+    pub forward: Option<Route>,
+    /// The route back; `None` if it is not known.
+    pub reverse: Option<Route>,
 }
 
 /// A row of a table of paths.

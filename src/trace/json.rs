@@ -1,14 +1,17 @@
 //! Routes and traces as JSON, for the API and for events.
 
-use pathmeter_proto::trace::{EchoSummary, HopRouter, Route};
+use pathmeter_proto::trace::{EchoSummary, Route};
 use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
+use crate::route_record::{RecordedRoute, asymmetric_hops};
 use crate::trace_log::TraceRecord;
 
 /// The latest traces and the routes of a flow, to the peer and back, and its echoes of the last minute.
 pub(super) fn flow_json(forward: &TracedFlow, reverse: &TracedFlow, echoes: &EchoSummary) -> Value {
+    let routers = |flow: &TracedFlow| flow.route.as_ref().and_then(|route| route.routers);
     json!({
+        "asymmetric_hops": asymmetric_hops(routers(forward), routers(reverse)),
         "forward": direction_json(forward),
         "reverse": direction_json(reverse),
         "echoes": echoes_json(echoes),
@@ -28,12 +31,5 @@ fn direction_json(flow: &TracedFlow) -> Value {
 
 /// A route as the API shows it.
 pub(super) fn route_json(route: &Route) -> Value {
-    let hops = route.hops.iter().map(|hop| match hop {
-        HopRouter::Unknown => Value::Null,
-        HopRouter::Single(address) => json!(address.to_string()),
-        HopRouter::Balanced(routers) => {
-            json!(routers.iter().map(ToString::to_string).collect::<Vec<String>>())
-        }
-    });
-    json!({"id": route.id.to_string(), "routers": route.routers, "hops": hops.collect::<Vec<Value>>()})
+    json!(RecordedRoute::from(route))
 }

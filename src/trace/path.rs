@@ -26,7 +26,7 @@ use crate::loops::NewPath;
 use crate::metrics::AnySeries;
 use crate::metrics::trace::TracedFlow;
 use crate::paths::PathId;
-use crate::probe::{Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
+use crate::probe::{FlowRoutes, Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
 use crate::stream::StreamTask;
 
@@ -168,6 +168,7 @@ pub(super) struct TracePath {
 /// The results of a traced path.
 #[derive(Debug)]
 struct Traced {
+    protocol: ProbeProtocol,
     series: DirectedSeries,
     followed: Arc<Followed>,
 }
@@ -222,7 +223,8 @@ impl Path for TracePath {
     }
 
     fn measured(&self) -> Arc<dyn Measured> {
-        Arc::new(Traced { series: self.series.clone(), followed: Arc::clone(&self.followed) })
+        let (series, followed) = (self.series.clone(), Arc::clone(&self.followed));
+        Arc::new(Traced { protocol: self.plan.protocol, series, followed })
     }
 
     /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
@@ -236,6 +238,16 @@ impl Path for TracePath {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+impl Traced {
+    /// The latest results of each flow, to the peer and back.
+    fn flows(&self) -> impl Iterator<Item = (TracedFlow, TracedFlow)> {
+        let mut reverse = self.series.of(Direction::Reverse).flows();
+        let forward = self.series.of(Direction::Forward).flows();
+        reverse.resize_with(forward.len(), TracedFlow::default);
+        forward.into_iter().zip(reverse)
     }
 }
 
@@ -253,15 +265,21 @@ impl Measured for Traced {
     }
 
     fn json(&self) -> Map<String, Value> {
-        let mut reverse = self.series.of(Direction::Reverse).flows();
-        let forward = self.series.of(Direction::Forward).flows();
-        reverse.resize_with(forward.len(), TracedFlow::default);
         let since = Clock::now() - ECHOES_WINDOW;
-        let flows = forward.iter().zip(&reverse).zip(0..).map(|((to, back), flow)| {
-            flow_json(to, back, &self.followed.echoes(flow, since, Timestamp::NEVER))
+        let flows = self.flows().zip(0..).map(|((to, back), flow)| {
+            flow_json(&to, &back, &self.followed.echoes(flow, since, Timestamp::NEVER))
         });
         let flows: Vec<Value> = flows.collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()
+    }
+
+    fn routes(&self) -> Vec<FlowRoutes> {
+        let routes = |(to, back): (TracedFlow, TracedFlow)| FlowRoutes {
+            protocol: self.protocol,
+            forward: to.route,
+            reverse: back.route,
+        };
+        self.flows().map(routes).collect()
     }
 
     fn row(&self) -> TableRow {

@@ -235,6 +235,7 @@ const LAYERS: [Layers; 2] = [
                 "metrics",
                 "paths",
                 "poller",
+                "route_record",
                 "runtime",
                 "state_dir",
                 "systemd",

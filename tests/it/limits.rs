@@ -128,6 +128,16 @@ const MEASURING: &[Row] = &[
         &["src/daemon/client_traces.rs:EVENTS_MAX"],
         "the oldest is dropped",
     ),
+    (
+        "flows whose routes an agent reports to a peer; response of a peer to `/api/v1/agent`",
+        &["src/route_record.rs:ROUTES_MAX", "src/identity_poller.rs:REPORT_BYTES_MAX"],
+        "further flows are left out; a longer response is a failed request",
+    ),
+    (
+        "hops of a reported route, routers of a hop, and bytes of its names",
+        &["src/route_record.rs:HOPS_MAX", "src/route_record.rs:TEXT_MAX"],
+        "the record is left out",
+    ),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",

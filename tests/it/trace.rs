@@ -1,7 +1,12 @@
 //! Trace probes on loopback: configuration, reload and JSON.
 
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::thread;
+
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, eventually, pathmeter};
 
@@ -190,4 +195,63 @@ fn command_traces_any_tcp_port_whether_it_is_open_or_not() {
     let output = probe_trace(&[&host.to_string(), "--protocol", "tcp", "--flows", "2"]);
     assert_eq!(output.code, Some(2), "{output}");
     assert!(output.stderr.contains("--flows is not valid with --protocol tcp"), "{output}");
+}
+
+/// Answers every request to a port of `host` with the identity of an agent `b` whose flow to `a` takes the
+/// route `route`. Returns the port.
+fn report_route(host: &Host, route: &str) -> u16 {
+    let listener = TcpListener::bind(host.at(0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let body = json!({
+        "name": "b", "labels": {}, "version": "0", "boot_id": "00000000000000b0", "capabilities": [],
+        "ports": {"http": port, "stamp": 1, "agent": 1},
+        "you": {"address": "127.0.0.1", "stamp": {"answers": true}},
+        "routes": [{
+            "id": "0000000000f1", "from": "b", "to": "a", "probe": "routes", "family": "ipv4", "protocol": "udp",
+            "flow": 0, "source_port": 4000, "destination": "127.0.0.1:9862", "reverse": null,
+            "forward": {"id": route, "routers": 1, "hops": ["192.0.2.1"]}, "asymmetric_hops": null,
+        }],
+    });
+    let body = body.to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The request is short: it arrives at once. What it asks for is not relevant.
+            let _ = stream.read(&mut [0; 2_048]);
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    port
+}
+
+#[test]
+fn another_route_that_the_peer_reports_triggers_a_trace() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    let probes = "[{name: mesh, interval: 20ms}, {name: routes, kind: trace, follows: mesh, interval: 1h}]";
+    let config = |http_port: u16| {
+        a.config(
+            "a",
+            &format!("peers: [{{name: b, address: {b}, http_port: {http_port}}}]\nprobes: {probes}"),
+        )
+    };
+    let agent = Agent::start(&a, &config(report_route(&b, "0000000000a1")));
+    let reported = |route: &'static str| {
+        eventually("the report of the peer", || {
+            let routes = agent.json("/api/v1/routes");
+            (routes["reported"][0]["forward"]["id"] == route).then_some(())
+        });
+    };
+    let triggers = || {
+        let traces = agent.json("/api/v1/traces");
+        let traces = traces["traces"].as_array().unwrap().clone();
+        traces.iter().map(|trace| trace["trigger"].as_str().unwrap().to_owned()).collect::<BTreeSet<String>>()
+    };
+    reported("0000000000a1");
+    eventually("the first trace", || triggers().contains("start").then_some(()));
+    assert!(!triggers().contains("peer"), "a first report is no change");
+    agent.rewrite(&config(report_route(&b, "0000000000a2")));
+    assert_eq!(agent.reload().status, 200);
+    reported("0000000000a2");
+    eventually("a further trace", || triggers().contains("peer").then_some(()));
 }

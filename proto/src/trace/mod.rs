@@ -168,6 +168,8 @@ pub enum Trigger {
     Mtu,
     /// The host's own routes have changed.
     LocalRoute,
+    /// The destination, which is an agent, has reported that another of its routes has changed.
+    Peer,
     /// The destination, which has answered before, did not answer the trace before.
     Unreached,
     /// A user requested it.
@@ -187,6 +189,7 @@ impl Trigger {
             Self::Rtt => "rtt",
             Self::Mtu => "mtu",
             Self::LocalRoute => "local_route",
+            Self::Peer => "peer",
             Self::Unreached => "unreached",
             Self::Request => "request",
         }

@@ -46,7 +46,8 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// The way back has other routers, and one more: both ends show both ways as they are.
+/// The way back has other routers, and one more: both ends show both ways as they are, and both have the same
+/// records of each flow.
 pub(crate) fn asymmetric() {
     let mut plan = NetPlan::default();
     plan.host("a").host("b");
@@ -75,6 +76,20 @@ pub(crate) fn asymmetric() {
             assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
         }
     }
+    let own = eventually("the routes of both directions", || {
+        let own = a.json("/api/v1/routes")["own"].take();
+        (own[0]["asymmetric_hops"] == 1).then_some(own)
+    });
+    assert_eq!(own[0]["forward"]["routers"], 3, "{own}");
+    assert_eq!(own[0]["reverse"]["routers"], 4, "{own}");
+    // An agent requests the records of its peers when it starts, and then once a minute.
+    drop(b);
+    let b = start(&net, "b", ("a", net.v4("a")), 1);
+    let reported = eventually("the records of the peer", || {
+        let reported = b.json("/api/v1/routes")["reported"].take();
+        (!reported.as_array()?.is_empty()).then_some(reported)
+    });
+    assert_eq!(reported, own);
 }
 
 /// The user nobody traces both ways. The kernel's default, which the lab leaves as it is, permits that user
