@@ -91,8 +91,19 @@ pub type ReloadRequest = oneshot::Sender<Result<(), String>>;
 pub struct TraceRequest {
     /// The name of the peer or target.
     pub target: String,
-    /// Receives the number of these paths.
-    pub started: oneshot::Sender<usize>,
+    /// What is wanted of them.
+    pub wanted: WantedTrace,
+    /// Receives the number of these paths, or why they cannot be traced now.
+    pub started: oneshot::Sender<Result<usize, String>>,
+}
+
+/// What a request wants of the traced paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantedTrace {
+    /// A trace of each flow.
+    Burst,
+    /// An enumeration of the equal-cost paths.
+    Enumeration,
 }
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -109,10 +120,12 @@ const EVENTS: &str = "/api/v1/events";
 
 const TRACES: &str = "/api/v1/traces";
 
+const ENUMERATIONS: &str = "/api/v1/enumerations";
+
 const TRACES_DIFF: &str = "/api/v1/traces/diff";
 
 /// Paths with their method and description.
-const ROUTES: [(&str, Method, &str); 15] = [
+const ROUTES: [(&str, Method, &str); 16] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
     (
@@ -137,6 +150,11 @@ const ROUTES: [(&str, Method, &str); 15] = [
         TRACES,
         Method::POST,
         "trace the paths to ?target=NAME now (from loopback, or signed with the mesh key)",
+    ),
+    (
+        ENUMERATIONS,
+        Method::POST,
+        "enumerate the equal-cost paths to ?target=NAME (from loopback, or signed with the mesh key)",
     ),
     (TRACES_DIFF, Method::GET, "the hops at which the traces ?a=N and ?b=N differ"),
     (PING, Method::GET, "times at which the request was received and the response was sent"),
@@ -233,7 +251,10 @@ impl AppState {
             "/api/v1/discovery" => self.discovery(),
             "/api/v1/routes" => json(&Routes::of(&self.status.load())),
             EVENTS => self.events(request, peer),
-            TRACES if wanted == Method::POST => self.request_traces(peer, &proof, query).await,
+            TRACES if wanted == Method::POST => {
+                self.request_traces(peer, &proof, query, WantedTrace::Burst).await
+            }
+            ENUMERATIONS => self.request_traces(peer, &proof, query, WantedTrace::Enumeration).await,
             TRACES => json_or_problem(traces::list(&self.traces, query)),
             TRACES_DIFF => json_or_problem(traces::difference(&self.traces, query)),
             PING => self.ping(received).await,
@@ -374,6 +395,7 @@ impl AppState {
         peer: SocketAddr,
         proof: &SignatureStatus,
         query: Option<&str>,
+        wanted: WantedTrace,
     ) -> Response<Body> {
         if !peer.ip().is_loopback() && *proof != SignatureStatus::Valid {
             let reason = "traces are allowed only from loopback, or signed with the mesh key\n";
@@ -384,15 +406,21 @@ impl AppState {
             return text(StatusCode::BAD_REQUEST, problem);
         };
         let (started, count) = oneshot::channel();
-        if self.trace_requests.send(TraceRequest { target: target.to_owned(), started }).await.is_err() {
+        let request = TraceRequest { target: target.to_owned(), wanted, started };
+        if self.trace_requests.send(request).await.is_err() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
         match count.await {
-            Ok(0) => {
-                let problem = format!("no traced path leads to {target}; see /api/v1/paths for the names\n");
+            Ok(Ok(0)) => {
+                let traced = match wanted {
+                    WantedTrace::Burst => "traced path",
+                    WantedTrace::Enumeration => "path that is traced over UDP",
+                };
+                let problem = format!("no {traced} leads to {target}; see /api/v1/paths for the names\n");
                 text(StatusCode::NOT_FOUND, &problem)
             }
-            Ok(count) => json(&serde_json::json!({"paths": count})),
+            Ok(Ok(count)) => json(&serde_json::json!({"paths": count})),
+            Ok(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, &(reason + "\n")),
             Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         }
     }

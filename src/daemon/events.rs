@@ -12,7 +12,7 @@ use crate::paths::PathKey;
 impl Daemon {
     pub(super) fn on_event(&mut self, event: LoopEvent) {
         match event {
-            LoopEvent::Started { id, .. } if self.client_traces.has(id) => {}
+            LoopEvent::Started { id, .. } if self.client_traces.has(id) || self.enumerations.has(id) => {}
             LoopEvent::Started { id, sources } => {
                 if let Some(key) = self.measuring.fleet.started(id, sources) {
                     info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");
@@ -27,7 +27,9 @@ impl Daemon {
                 }
                 self.pending.add(|pending| pending.publish = true);
             }
-            LoopEvent::NotStarted { id, reason } if self.client_traces.not_started(id, &reason) => {}
+            LoopEvent::NotStarted { id, reason }
+                if self.client_traces.not_started(id, &reason)
+                    || self.enumerations.not_started(id, &reason) => {}
             LoopEvent::NotStarted { id, reason } => {
                 if let Some(key) = self.measuring.fleet.not_started(id, reason.clone()) {
                     let PathKey { probe, peer, family } = &key;

@@ -2,6 +2,7 @@
 
 mod client_traces;
 mod discovery;
+mod enumerations;
 mod events;
 mod file_watch;
 mod goodbye;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::client_traces::ClientTraces;
+use self::enumerations::Enumerations;
 use self::file_watch::ConfigWatch;
 use self::history::History;
 use self::listen::{bind_agent, bind_all, bind_http, port_of};
@@ -40,7 +42,7 @@ use self::pending::PendingWork;
 use self::servers::{Servers, policy};
 use self::supervision::Supervision;
 use crate::answering;
-use crate::api::routes::{AppState, ReloadRequest, TraceRequest, metrics_renderer};
+use crate::api::routes::{AppState, ReloadRequest, TraceRequest, WantedTrace, metrics_renderer};
 use crate::api::status::Status;
 use crate::clock::Clock;
 use crate::config::{LoadContext, LogFormat, SeriesLevel};
@@ -88,6 +90,7 @@ pub struct Daemon {
     membership: Membership,
     measuring: Measuring,
     client_traces: ClientTraces,
+    enumerations: Enumerations,
     servers: Servers,
     observability: Observability,
     history: History,
@@ -249,6 +252,7 @@ impl Daemon {
                 loops: Loops { prober, streams, probe_budget, traces: Arc::clone(&traces) },
             },
             client_traces: ClientTraces::new(random()?),
+            enumerations: Enumerations::new(random()?),
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             history,
@@ -293,10 +297,7 @@ impl Daemon {
                     // The requester may not wait for the outcome.
                     let _ = reload.send(outcome);
                 }
-                Some(TraceRequest { target, started }) = self.channels.trace_requests.recv() => {
-                    // The requester may not wait for the outcome.
-                    let _ = started.send(self.measuring.request_traces(&target));
-                }
+                Some(request) = self.channels.trace_requests.recv() => self.on_trace_request(request),
                 Some(request) = self.channels.client_traces.recv() => {
                     let (loops, events) = (&self.measuring.loops, &self.observability.events);
                     self.client_traces.start(request, &self.settings, loops, events);
@@ -309,6 +310,10 @@ impl Daemon {
                 }
                 Some(id) = self.client_traces.next_ended() => {
                     self.client_traces.stop(id, &self.measuring.loops);
+                }
+                Some(result) = self.enumerations.next_ended() => {
+                    let (Measuring { fleet, loops }, events) = (&self.measuring, &self.observability.events);
+                    self.enumerations.ended(result, fleet, &self.settings, loops, events);
                 }
                 () = tokio::time::sleep_until(
                     self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)
@@ -367,6 +372,19 @@ impl Daemon {
     #[must_use]
     pub fn app_state(&self) -> Arc<AppState> {
         Arc::clone(&self.servers.app_state)
+    }
+
+    fn on_trace_request(&mut self, request: TraceRequest) {
+        let TraceRequest { target, wanted, started } = request;
+        let count = match wanted {
+            WantedTrace::Burst => Ok(self.measuring.request_traces(&target)),
+            WantedTrace::Enumeration => {
+                let Measuring { fleet, loops } = &self.measuring;
+                self.enumerations.request(&target, fleet, &self.settings, loops)
+            }
+        };
+        // The requester may not wait for the outcome.
+        let _ = started.send(count);
     }
 
     /// Reads the configuration again and applies it. If there is a problem, nothing is applied.

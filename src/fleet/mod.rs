@@ -378,6 +378,18 @@ impl Fleet {
         ids.len()
     }
 
+    /// The paths to a peer or target, with their plans.
+    pub fn paths_to(&self, target: &str) -> impl Iterator<Item = (&PathKey, &dyn Plan)> {
+        let to_target = self.running.iter().filter(move |(key, _)| *key.peer == *target);
+        to_target.map(|(key, running)| (key, running.path.plan()))
+    }
+
+    /// The plan of a path; `None` if the path is not running.
+    #[must_use]
+    pub fn plan(&self, key: &PathKey) -> Option<&dyn Plan> {
+        Some(self.running.get(key)?.path.plan())
+    }
+
     /// Requests a trace of each path to a peer or target that a traced path follows. Returns their number.
     pub fn request_traces(&self, target: &str, loops: &Loops) -> usize {
         self.trace_to(target, Trigger::Request, loops)

@@ -16,7 +16,7 @@ use crate::config::Probe;
 use crate::config::trace::Trace;
 use crate::datagram::{Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, Traffic};
 use crate::loops::NewPath;
-use crate::probe::{Remote, StartContext};
+use crate::probe::{Plan, Remote, StartContext};
 
 /// Starts an enumeration on the datagram loop of `start`, and passes every report to `reports`. It uses as
 /// many sockets as an enumeration has flows, which the loop keeps for a while.
@@ -27,7 +27,30 @@ pub fn enumerate(
     start: &StartContext<'_>,
     reports: UnboundedSender<EnumerationReport>,
 ) {
-    let plan = TracePlan::new(probe, trace, remote, address, start.settings);
+    run(&TracePlan::new(probe, trace, remote, address, start.settings), start, reports);
+}
+
+/// Whether the paths to the destination of a plan can be enumerated: it is the plan of traces over UDP.
+#[must_use]
+pub fn can_be_enumerated(plan: &dyn Plan) -> bool {
+    plan.as_any().downcast_ref::<TracePlan>().is_some_and(TracePlan::is_over_udp)
+}
+
+/// Starts an enumeration as [`enumerate`] does, to the destination of a running path. Returns false if its
+/// paths cannot be enumerated.
+#[must_use]
+pub fn enumerate_path(
+    plan: &dyn Plan,
+    start: &StartContext<'_>,
+    reports: UnboundedSender<EnumerationReport>,
+) -> bool {
+    let plan = plan.as_any().downcast_ref::<TracePlan>().filter(|plan| plan.is_over_udp());
+    let Some(plan) = plan else { return false };
+    run(plan, start, reports);
+    true
+}
+
+fn run(plan: &TracePlan, start: &StartContext<'_>, reports: UnboundedSender<EnumerationReport>) {
     let source = plan.source();
     let mut spec = plan.spec(start);
     let task = NewTask {

@@ -21,7 +21,7 @@ use crate::metrics::AnySeries;
 use crate::probe::{Groups, Path, Plan, ProbeKind, Remote, StartContext};
 use crate::settings::Settings;
 
-pub use enumeration::{completeness_name, enumerate, enumerated_json};
+pub use enumeration::{can_be_enumerated, completeness_name, enumerate, enumerate_path, enumerated_json};
 use path::{TracePath, TracePlan};
 
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.

@@ -95,6 +95,11 @@ impl TracePlan {
         self.source
     }
 
+    /// Whether the probes are STAMP requests.
+    pub(super) fn is_over_udp(&self) -> bool {
+        self.protocol == ProbeProtocol::Udp
+    }
+
     /// What the tracer does. The loop chooses the values of the session identifiers.
     pub(super) fn spec(&self, start: &StartContext<'_>) -> TraceSpec {
         TraceSpec {

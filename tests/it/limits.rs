@@ -138,6 +138,11 @@ const MEASURING: &[Row] = &[
         &["src/route_record.rs:HOPS_MAX", "src/route_record.rs:TEXT_MAX"],
         "the record is left out",
     ),
+    (
+        "paths that wait to be enumerated; results that are kept",
+        &["src/daemon/enumerations.rs:WAITING_MAX", "src/daemon/enumerations.rs:EVENTS_MAX"],
+        "the request is refused; the oldest is dropped",
+    ),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",

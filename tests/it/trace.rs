@@ -255,3 +255,31 @@ fn another_route_that_the_peer_reports_triggers_a_trace() {
     reported("0000000000a2");
     eventually("a further trace", || triggers().contains("peer").then_some(()));
 }
+
+#[test]
+fn equal_cost_paths_are_enumerated_on_request() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    let config = format!(
+        "peers: [{{name: b, address: {b}}}]\n\
+         targets: [{{name: reflector, address: {b}}}]\n\
+         probes:\n\
+         - {{name: mesh, interval: 20ms}}\n\
+         - {{name: routes, kind: trace, follows: mesh, interval: 1h}}\n\
+         - {{name: pings, interval: 100ms, targets: all}}"
+    );
+    let agent = Agent::start(&a, &a.config("a", &config));
+    eventually("the path is traced", || flows(&agent).first()?["forward"]["trace"]["reached"].as_bool());
+    for (query, expected) in [("", 400), ("?target=c", 404), ("?target=reflector", 404), ("?target=b", 200)] {
+        let response = agent.post(&format!("/api/v1/enumerations{query}"));
+        assert_eq!(response.status, expected, "{query}: {response:?}");
+    }
+    let event = eventually("the result", || {
+        let events = agent.json("/api/v1/events");
+        let mut events = events["events"].as_array()?.iter();
+        events.find(|event| event["event"] == "paths_enumerated").cloned()
+    });
+    let key = ["probe", "peer", "family", "end"].map(|key| event[key].as_str().unwrap());
+    assert_eq!(key, ["routes", "b", "ipv4", "destination"], "{event}");
+    assert_eq!((&event["reached"], &event["links"]), (&true.into(), &json!([])), "{event}");
+}

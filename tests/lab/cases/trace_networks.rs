@@ -236,7 +236,7 @@ pub(crate) fn local_route() {
     eventually("a trace after the change", || triggers().contains(&"local_route".to_owned()).then_some(()));
 }
 
-/// All four equal-cost paths are found, each with its links.
+/// All four equal-cost paths are found, each with its links, by the command and by an agent on request.
 pub(crate) fn equal_cost_paths() -> Result<(), Inconclusive> {
     let net = NetPlan::diamond(4).build(16);
     let _b = responder(net.node("b"));
@@ -250,6 +250,30 @@ pub(crate) fn equal_cost_paths() -> Result<(), Inconclusive> {
     fs::write(&file, config.to_string()).unwrap();
     let arguments = ["--enumerate", "--config", file.to_str().unwrap()];
     let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &arguments);
+    check_diamond(&found)?;
+    let config = json!({
+        "agent": {"name": "a"},
+        "peers": [{"name": "b", "address": net.v4("b")}],
+        "trace": {"router_rate": "1kpps", "agent_rate": "1kpps"},
+        "probes": [
+            {"name": "mesh", "interval": "100ms"},
+            {"name": "routes", "kind": "trace", "follows": "mesh"},
+        ],
+    });
+    let agent = NodeAgent::start(net.node("a"), config, &[]);
+    first_trace(&agent, "forward");
+    let requested = agent.post("/api/v1/enumerations?target=b");
+    assert_eq!((requested.status, &*requested.body), (200, r#"{"paths":1}"#), "{requested:?}");
+    let event = eventually("the result", || {
+        let events = agent.json("/api/v1/events");
+        let mut events = events["events"].as_array()?.iter();
+        events.find(|event| event["event"] == "paths_enumerated").cloned()
+    });
+    check_diamond(&event)
+}
+
+/// Checks the equal-cost paths that were found in a network with four of them.
+fn check_diamond(found: &Value) -> Result<(), Inconclusive> {
     let hops = found["hops"].as_array().unwrap();
     let routers = |hop: &Value| hop["routers"].as_array().unwrap().len();
     let widths: Vec<usize> = hops.iter().map(routers).collect();
