@@ -6,13 +6,13 @@ mod enumerations;
 mod events;
 mod file_watch;
 mod goodbye;
-mod history;
 mod listen;
 mod measuring;
 mod membership;
 mod observability;
 mod pending;
 mod servers;
+mod stored_state;
 mod supervision;
 
 use std::io;
@@ -33,13 +33,13 @@ use tracing::{error, info, warn};
 use self::client_traces::ClientTraces;
 use self::enumerations::Enumerations;
 use self::file_watch::ConfigWatch;
-use self::history::History;
 use self::listen::{bind_agent, bind_all, bind_http, port_of};
 use self::measuring::Measuring;
 use self::membership::{Membership, PollResults};
 use self::observability::Observability;
 use self::pending::PendingWork;
 use self::servers::{Servers, policy};
+use self::stored_state::StoredState;
 use self::supervision::Supervision;
 use crate::answering;
 use crate::api::routes::{AppState, ReloadRequest, TraceRequest, WantedTrace, metrics_renderer};
@@ -93,7 +93,7 @@ pub struct Daemon {
     enumerations: Enumerations,
     servers: Servers,
     observability: Observability,
-    history: History,
+    stored_state: StoredState,
     supervision: Supervision,
     pending: PendingWork,
     channels: Channels,
@@ -207,7 +207,7 @@ impl Daemon {
         let event_log = Arc::new(EventLog::default());
         let state_dir = settings.config.state_dir.as_deref();
         let (events_kept, traces_kept) = (Arc::clone(&event_log), Arc::clone(&traces));
-        let history = History::restore(state_dir, events_kept, traces_kept, Arc::clone(&exporter));
+        let stored_state = StoredState::restore(state_dir, events_kept, traces_kept, Arc::clone(&exporter));
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
         let app_state = Arc::new(AppState {
             status: ArcSwap::default(),
@@ -255,7 +255,7 @@ impl Daemon {
             enumerations: Enumerations::new(random()?),
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
-            history,
+            stored_state,
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
             channels: Channels { events, polls, reloads, trace_requests, client_traces, local_routes },
@@ -322,7 +322,7 @@ impl Daemon {
                 _ = ticker.tick() => {
                     ticks += 1;
                     self.on_tick(ticks);
-                    if ticks.is_multiple_of(STORE_EVERY) && self.history.store() {
+                    if ticks.is_multiple_of(STORE_EVERY) && self.stored_state.store() {
                         self.publish_status(false);
                     }
                 }
@@ -475,7 +475,7 @@ impl Daemon {
             paths: self.measuring.fleet.status(&refusals),
             reported_routes: self.membership.reported_routes.values().cloned().collect(),
             providers: self.membership.providers(config),
-            state_dir: self.history.status(),
+            state_dir: self.stored_state.status(),
             is_stopping,
         }));
     }
@@ -530,7 +530,7 @@ impl Daemon {
             error!("the prober did not stop in time");
         }
         self.servers.stop().await;
-        self.history.finish().await;
+        self.stored_state.finish().await;
         info!("stopped");
     }
 

@@ -22,7 +22,7 @@ pub struct ProcessMetrics {
     config_info: GaugeVec,
     peers: GaugeVec,
     resolve_failures: IntCounter,
-    history_write_failures: IntCounter,
+    state_dir_write_failures: IntCounter,
     series_dropped: Gauge,
     http_connections: Gauge,
     http_accept_errors: Counter,
@@ -142,9 +142,9 @@ impl ProcessMetrics {
                 "pathmeter_resolve_failures_total",
                 "Failed DNS lookups of peer and target names.",
             ),
-            history_write_failures: integer(
+            state_dir_write_failures: integer(
                 &registry,
-                "pathmeter_history_write_failures_total",
+                "pathmeter_state_dir_write_failures_total",
                 "Failed attempts to store events and traces in state_dir.",
             ),
             series_dropped: gauge(
@@ -253,8 +253,8 @@ impl ProcessMetrics {
     }
 
     /// Counts a failed attempt to store events and traces.
-    pub fn history_write_failed(&self) {
-        self.history_write_failures.inc();
+    pub fn state_write_failed(&self) {
+        self.state_dir_write_failures.inc();
     }
 
     /// Sets the number of paths that are not exported.

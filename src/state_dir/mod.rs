@@ -1,6 +1,6 @@
 //! The folder in which the agent keeps what survives a restart.
 
-mod journal;
+mod entry_file;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
-pub use journal::Journal;
+pub use entry_file::{EntryFile, FoundEntries};
 
 /// A folder that this process has locked.
 #[derive(Debug)]
@@ -55,17 +55,17 @@ impl StateDir {
         }
     }
 
-    /// Opens a [`Journal`] whose two files have at most `bytes_max` each, and returns its entries, oldest
+    /// Opens an [`EntryFile`] whose two files have at most `bytes_max` each, and returns its entries, oldest
     /// first.
     ///
     /// # Errors
     /// [`StateDirError::Unusable`].
-    pub fn journal<T: DeserializeOwned>(
+    pub fn entry_file<T: DeserializeOwned>(
         &self,
         name: &str,
         bytes_max: u64,
-    ) -> Result<(Journal, Vec<T>), StateDirError> {
-        Journal::open(&self.path, name, bytes_max)
+    ) -> Result<(EntryFile, FoundEntries<T>), StateDirError> {
+        EntryFile::open(&self.path, name, bytes_max)
             .map_err(|source| StateDirError::Unusable { path: self.path.clone(), source })
     }
 

@@ -115,7 +115,7 @@ const RULES: [Rule; 13] = [
             "src/cli/demo.rs",
             "src/cli/run.rs",
             "src/daemon/client_traces.rs",
-            "src/daemon/history.rs",
+            "src/daemon/stored_state.rs",
             "src/discovery/files.rs",
             "src/discovery/http.rs",
             "src/http/basic.rs",

@@ -146,17 +146,17 @@ const MEASURING: &[Row] = &[
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",
-        &["src/daemon/history.rs:EVENTS_BYTES_MAX"],
+        &["src/daemon/stored_state.rs:EVENTS_BYTES_MAX"],
         "the older one is replaced",
     ),
     (
         "each of the two files of traces in `state_dir`",
-        &["src/daemon/history.rs:TRACES_BYTES_MAX"],
+        &["src/daemon/stored_state.rs:TRACES_BYTES_MAX"],
         "the older one is replaced",
     ),
     (
         "time to store what is new when the agent stops",
-        &["src/daemon/history.rs:LAST_WRITE_MAX"],
+        &["src/daemon/stored_state.rs:LAST_WRITE_MAX"],
         "it is lost",
     ),
     (

@@ -14,7 +14,6 @@ mod cli;
 mod clock;
 mod discovery;
 mod drift;
-mod history;
 mod http;
 mod limits;
 mod loopback;
@@ -24,6 +23,7 @@ mod reload;
 mod scrape;
 mod shutdown;
 mod stamp_suite;
+mod state_dir;
 mod streams;
 mod supervised;
 #[cfg(feature = "tls")]

@@ -84,7 +84,7 @@ fn agent_measures_while_the_disk_is_full_and_stores_everything_later() {
     let agent = Agent::start(&a, &config(&a, &b, folder.path()));
     let error = || agent.json("/api/v1/agent")["state"]["error"].clone();
     eventually("the API shows the error", || error().as_str().map(str::to_owned));
-    let failures = "pathmeter_history_write_failures_total";
+    let failures = "pathmeter_state_dir_write_failures_total";
     let page = agent.page_when("failures are counted", |page| page.count(failures, &[]) >= 1);
     assert!(page.count("pathmeter_echo_verdicts_total", &[]) > 0, "{page}");
     fs::remove_file(&file).unwrap();

@@ -13,12 +13,12 @@ use tracing::{error, info, warn};
 use crate::api::status::StateDirStatus;
 use crate::event_log::EventLog;
 use crate::metrics::Exporter;
-use crate::state_dir::{Journal, StateDir, StateDirError};
+use crate::state_dir::{EntryFile, StateDir, StateDirError};
 use crate::trace_log::TraceLog;
 
 /// The events and traces of the agent, and where they are stored.
 #[derive(Debug)]
-pub(super) struct History {
+pub(super) struct StoredState {
     events: Arc<EventLog>,
     traces: Arc<TraceLog>,
     exporter: Arc<Exporter>,
@@ -31,16 +31,16 @@ pub(super) struct History {
 enum Store {
     /// In memory only.
     None,
-    Idle(Box<Journals>),
+    Idle(Box<Files>),
     Writing(JoinHandle<Written>),
 }
 
-type Written = (Box<Journals>, io::Result<()>);
+type Written = (Box<Files>, io::Result<()>);
 
 #[derive(Debug)]
-struct Journals {
-    events: Journal,
-    traces: Journal,
+struct Files {
+    events: EntryFile,
+    traces: EntryFile,
     /// The numbers of the latest stored ones.
     stored: (u64, u64),
     dir: StateDir,
@@ -55,7 +55,7 @@ pub(crate) const TRACES_BYTES_MAX: u64 = 2 << 20;
 /// How long the last write may take when the agent stops.
 const LAST_WRITE_MAX: Duration = Duration::from_secs(1);
 
-impl History {
+impl StoredState {
     /// Restores what is stored in `dir`. If it cannot be used, the agent measures all the same, and stores
     /// nothing.
     pub(super) fn restore(
@@ -65,11 +65,11 @@ impl History {
         exporter: Arc<Exporter>,
     ) -> Self {
         let mut status = StateDirStatus { directory: dir.map(Path::to_owned), error: None };
-        let store = match dir.map(|dir| Journals::open(dir, &events, &traces)) {
-            Some(Ok(journals)) => {
-                let (events, traces) = journals.stored;
-                info!(directory = %journals.dir.path().display(), events, traces, "history restored");
-                Store::Idle(Box::new(journals))
+        let store = match dir.map(|dir| Files::open(dir, &events, &traces)) {
+            Some(Ok(files)) => {
+                let (events, traces) = files.stored;
+                info!(directory = %files.dir.path().display(), events, traces, "events and traces restored");
+                Store::Idle(Box::new(files))
             }
             Some(Err(error)) => {
                 error!(%error, "events and traces are not stored");
@@ -98,11 +98,11 @@ impl History {
                 Some(written) => self.written(written),
                 None => Store::Writing(writing),
             },
-            Store::Idle(mut journals) if journals.is_behind(&self.events, &self.traces) => {
+            Store::Idle(mut files) if files.is_behind(&self.events, &self.traces) => {
                 let (events, traces) = (Arc::clone(&self.events), Arc::clone(&self.traces));
                 Store::Writing(spawn_blocking(move || {
-                    let outcome = journals.write(&events, &traces);
-                    (journals, outcome)
+                    let outcome = files.write(&events, &traces);
+                    (files, outcome)
                 }))
             }
             store @ (Store::None | Store::Idle(_)) => store,
@@ -111,7 +111,7 @@ impl History {
     }
 
     fn written(&mut self, written: Result<Written, JoinError>) -> Store {
-        let (journals, outcome) = match written {
+        let (files, outcome) = match written {
             Ok(written) => written,
             Err(error) => {
                 error!(%error, "events and traces are no longer stored");
@@ -126,14 +126,14 @@ impl History {
             }
             Ok(()) => {}
             Err(error) => {
-                self.exporter.process.history_write_failed();
+                self.exporter.process.state_write_failed();
                 if self.status.error.is_none() {
                     warn!(%error, "events and traces cannot be stored; retrying");
                 }
                 self.status.error = Some(error.to_string());
             }
         }
-        Store::Idle(journals)
+        Store::Idle(files)
     }
 
     /// Stores what is new before the agent ends, if the disk is fast enough.
@@ -155,15 +155,21 @@ impl History {
     }
 }
 
-impl Journals {
+impl Files {
     fn open(dir: &Path, events: &EventLog, traces: &TraceLog) -> Result<Self, StateDirError> {
         let dir = StateDir::open(dir)?;
-        let (event_journal, earlier) = dir.journal("events", EVENTS_BYTES_MAX)?;
-        events.restore(earlier);
-        let (trace_journal, earlier) = dir.journal("traces", TRACES_BYTES_MAX)?;
-        traces.restore(earlier);
+        let (event_file, earlier_events) = dir.entry_file("events", EVENTS_BYTES_MAX)?;
+        events.restore(earlier_events.entries);
+        let (trace_file, earlier_traces) = dir.entry_file("traces", TRACES_BYTES_MAX)?;
+        traces.restore(earlier_traces.entries);
+        for (what, lines) in [("events", earlier_events.unreadable), ("traces", earlier_traces.unreadable)] {
+            if lines > 0 {
+                let directory = dir.path().display();
+                warn!(%directory, what, lines, "lines of a file in state_dir are unreadable and left out");
+            }
+        }
         let stored = (events.latest(), traces.latest());
-        Ok(Self { events: event_journal, traces: trace_journal, stored, dir })
+        Ok(Self { events: event_file, traces: trace_file, stored, dir })
     }
 
     fn is_behind(&self, events: &EventLog, traces: &TraceLog) -> bool {

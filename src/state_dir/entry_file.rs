@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 /// A crash or a full disk can cut the last line short. It is removed when the file is opened, and before the
 /// next entries are appended.
 #[derive(Debug)]
-pub struct Journal {
+pub struct EntryFile {
     path: PathBuf,
     older: PathBuf,
     bytes_max: u64,
@@ -32,9 +32,17 @@ struct OpenFile {
 /// A pipe in the place of a file is an error at once.
 const NEVER_WAIT: i32 = libc::O_NONBLOCK;
 
-impl Journal {
-    /// Opens a journal whose two files have at most `bytes_max` each, and returns its entries, oldest first.
-    /// Lines that cannot be read are left out.
+/// What was found in the files.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FoundEntries<T> {
+    /// The entries, oldest first.
+    pub entries: Vec<T>,
+    /// The number of lines that are not entries, for example of another version. They are left out.
+    pub unreadable: usize,
+}
+
+impl EntryFile {
+    /// Opens the two files `NAME` in a folder, with at most `bytes_max` each, and returns their entries.
     ///
     /// # Errors
     /// The file cannot be opened, read or written.
@@ -42,16 +50,17 @@ impl Journal {
         dir: &Path,
         name: &str,
         bytes_max: u64,
-    ) -> io::Result<(Self, Vec<T>)> {
+    ) -> io::Result<(Self, FoundEntries<T>)> {
         let path = dir.join(format!("{name}.jsonl"));
         let older = dir.join(format!("{name}.old.jsonl"));
-        let mut entries = match read(&older, bytes_max) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => entries(&read?),
-        };
+        let mut found = FoundEntries { entries: Vec::new(), unreadable: 0 };
+        match read(&older, bytes_max) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            read => found.add(&read?),
+        }
         let (open, bytes) = OpenFile::open(&path, bytes_max)?;
-        entries.extend(self::entries(&bytes));
-        Ok((Self { path, older, bytes_max, open: Some(open) }, entries))
+        found.add(&bytes);
+        Ok((Self { path, older, bytes_max, open: Some(open) }, found))
     }
 
     /// Appends entries. One that is longer than the file may be is left out.
@@ -119,16 +128,25 @@ fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn entries<T: DeserializeOwned>(bytes: &[u8]) -> Vec<T> {
-    bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+impl<T: DeserializeOwned> FoundEntries<T> {
+    /// Adds the lines of a file.
+    fn add(&mut self, bytes: &[u8]) {
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(entry) => self.entries.push(entry),
+                Err(_) => self.unreadable += 1,
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn open(folder: &Path, bytes_max: u64) -> (Journal, Vec<u32>) {
-        Journal::open(folder, "numbers", bytes_max).unwrap()
+    fn open(folder: &Path, bytes_max: u64) -> (EntryFile, Vec<u32>) {
+        let (file, found) = EntryFile::open(folder, "numbers", bytes_max).unwrap();
+        (file, found.entries)
     }
 
     fn bytes(folder: &Path) -> u64 {
@@ -140,12 +158,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut all: Vec<u32> = Vec::new();
         for round in 0..200_u32 {
-            let (mut journal, found) = open(folder.path(), 100);
+            let (mut file, found) = open(folder.path(), 100);
             assert!(all.ends_with(&found), "round {round}: {found:?}");
             // Nine digits and a line feed: at least one whole file of ten is kept.
             assert!(found.len() >= all.len().min(10), "round {round}: {found:?}");
             let new: Vec<u32> = (0..round % 23).map(|index| 100_000_000 + round * 1_000 + index).collect();
-            journal.append(&new).unwrap();
+            file.append(&new).unwrap();
             all.extend(new);
             assert!(bytes(folder.path()) <= 200, "round {round}");
         }
@@ -154,54 +172,55 @@ mod tests {
     #[test]
     fn line_that_was_cut_short_is_removed_and_the_rest_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("numbers.jsonl");
+        let path = folder.path().join("numbers.jsonl");
         for length in 0..=24 {
-            fs::write(&file, &b"11111\n22222\n33333\n444444\n"[..length.min(25)]).unwrap();
-            let (mut journal, found) = open(folder.path(), 1_000);
+            fs::write(&path, &b"11111\n22222\n33333\n444444\n"[..length.min(25)]).unwrap();
+            let (mut file, found) = open(folder.path(), 1_000);
             let expected: Vec<u32> = [11_111, 22_222, 33_333].into_iter().take(length / 6).collect();
             assert_eq!(found, expected, "{length} bytes");
-            journal.append(&[55_555_u32]).unwrap();
+            file.append(&[55_555_u32]).unwrap();
             assert_eq!(open(folder.path(), 1_000).1, [expected, vec![55_555]].concat(), "{length} bytes");
         }
     }
 
     #[test]
-    fn damaged_lines_are_left_out() {
+    fn unreadable_lines_are_left_out_and_counted() {
         let folder = tempfile::tempdir().unwrap();
         let text = b"1\n\0\0\0\0\n2\n\xff\n{\"a\": 1}\n3\nnull\n";
         fs::write(folder.path().join("numbers.jsonl"), text).unwrap();
         fs::write(folder.path().join("numbers.old.jsonl"), b"8\n9\n1").unwrap();
-        assert_eq!(open(folder.path(), 1_000).1, [8, 9, 1, 1, 2, 3]);
+        let found = EntryFile::open::<u32>(folder.path(), "numbers", 1_000).unwrap().1;
+        assert_eq!(found, FoundEntries { entries: vec![8, 9, 1, 1, 2, 3], unreadable: 4 });
     }
 
     #[test]
     fn file_that_cannot_be_written_is_opened_again() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("numbers.jsonl");
+        let path = folder.path().join("numbers.jsonl");
         // Every write fails as on a full disk.
-        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
-        let (mut journal, found) = open(folder.path(), 1_000);
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let (mut file, found) = open(folder.path(), 1_000);
         assert_eq!(found, Vec::<u32>::new());
         for _ in 0..2 {
-            assert_eq!(journal.append(&[1_u32]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+            assert_eq!(file.append(&[1_u32]).unwrap_err().kind(), io::ErrorKind::StorageFull);
         }
-        fs::remove_file(&file).unwrap();
-        journal.append(&[1_u32]).unwrap();
+        fs::remove_file(&path).unwrap();
+        file.append(&[1_u32]).unwrap();
         assert_eq!(open(folder.path(), 1_000).1, [1]);
     }
 
     #[test]
     fn removed_file_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(folder.path(), 1_000);
-        journal.append(&[1_u32]).unwrap();
+        let (mut file, _) = open(folder.path(), 1_000);
+        file.append(&[1_u32]).unwrap();
         fs::remove_file(folder.path().join("numbers.jsonl")).unwrap();
-        journal.append(&[2_u32]).unwrap();
+        file.append(&[2_u32]).unwrap();
         assert_eq!(open(folder.path(), 1_000).1, [2]);
         fs::remove_dir_all(folder.path()).unwrap();
-        assert_eq!(journal.append(&[3_u32]).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(file.append(&[3_u32]).unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::create_dir(folder.path()).unwrap();
-        journal.append(&[4_u32]).unwrap();
+        file.append(&[4_u32]).unwrap();
         assert_eq!(open(folder.path(), 1_000).1, [4]);
     }
 
@@ -209,14 +228,14 @@ mod tests {
     fn pipe_is_an_error_at_once() {
         let folder = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&folder.path().join("numbers.jsonl"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(Journal::open::<u32>(folder.path(), "numbers", 1_000).is_err());
+        assert!(EntryFile::open::<u32>(folder.path(), "numbers", 1_000).is_err());
     }
 
     #[test]
     fn entry_that_does_not_fit_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut journal, _) = open(folder.path(), 6);
-        journal.append(&[1_u32, 1_234_567, 2]).unwrap();
+        let (mut file, _) = open(folder.path(), 6);
+        file.append(&[1_u32, 1_234_567, 2]).unwrap();
         assert_eq!(open(folder.path(), 6).1, [1, 2]);
     }
 }
