@@ -203,7 +203,7 @@ impl TracedFlow {
     }
 
     /// Whether a probe with this TTL is sent to reach the destination.
-    fn is_to_destination(&self, ttl: u8) -> bool {
+    pub(super) fn is_to_destination(&self, ttl: u8) -> bool {
         let nearest = self.search.1.map(|ttl| ttl.saturating_sub(1));
         let farthest = self.routers.max(self.route.unconfirmed_length()).or(nearest);
         let is_behind_routers = farthest.is_some_and(|routers| ttl > routers);

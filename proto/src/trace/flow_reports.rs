@@ -42,7 +42,7 @@ impl TracedFlow {
         if !self.reachability.is_check(sequence) {
             self.unanswered(ttl);
         }
-        if ttl == DESTINATION
+        if self.is_to_destination(ttl)
             && self.shows_reachability()
             && let Some(since) = self.reachability.unanswered(sequence)
         {
@@ -73,8 +73,10 @@ impl TracedFlow {
     /// A trace with these probes is complete.
     pub(super) fn trace_ended(&mut self, trace: &Trace, probes: &[BurstProbe], now: Timestamp) {
         if self.shows_reachability() {
-            let to_destination = probes.iter().filter(|probe| probe.ttl == DESTINATION);
-            let sent = to_destination.map(|probe| probe.sent_at).min();
+            // A router that answers one of them shows a longer route.
+            let is_unknown =
+                |probe: &&BurstProbe| self.is_to_destination(probe.ttl) && probe.answer.is_none();
+            let sent = probes.iter().filter(is_unknown).map(|probe| probe.sent_at).min();
             if let Some(since) = self.reachability.traced(trace, sent, now) {
                 self.report_reachability(since, None);
             }
@@ -86,9 +88,9 @@ impl TracedFlow {
         self.ttl_clamp.ended(router);
     }
 
-    /// Whether probes with a full TTL show if the destination can be reached. Both directions show the same.
+    /// Whether probes to the destination show if it can be reached. Both directions show the same.
     fn shows_reachability(&self) -> bool {
-        self.direction == Direction::Forward && !self.protocol().is_searching()
+        self.direction == Direction::Forward
     }
 
     fn clamp_found(&mut self, rewriting: TtlRewriting, now: Timestamp) {

@@ -193,6 +193,17 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
         updates
     }
 
+    /// How long the destination did not answer, of each report about that; `None`: it does not answer.
+    fn absences(&self) -> Vec<Option<Duration>> {
+        let mut absences = Vec::new();
+        for report in &self.reports {
+            if let TraceReport::Reachability(change) = report {
+                absences.push(change.lasted);
+            }
+        }
+        absences
+    }
+
     /// sent = answered + unanswered + withdrawn + in flight.
     fn check_counts(&self) {
         let count = |is: fn(&TraceReport) -> bool| self.reports.iter().filter(|report| is(report)).count();
@@ -443,6 +454,7 @@ fn loss_and_balancing_per_packet_are_never_a_change() {
             world.run_until(day);
             world.check_counts();
             assert_eq!(world.updates(), Vec::<&RouteUpdate>::new(), "{protocol:?} {seed}: loss");
+            assert_eq!(world.absences(), [], "{protocol:?} {seed}: loss");
             // Packets alternate between routes of five and of six routers.
             let mut world = World::new(protocol, seed, move |ttl, number, _| {
                 route(ttl, if draw(number) % 2 == 0 { 5 } else { 6 })
@@ -459,10 +471,11 @@ fn loss_and_balancing_per_packet_are_never_a_change() {
 }
 
 #[test]
-fn destination_that_is_down_ends_the_trace_and_is_no_change() {
+fn destination_that_is_down_ends_the_trace_and_is_reported_but_is_no_change_of_the_route() {
     for protocol in PROTOCOLS {
+        let down = at(100_000)..at(500_000);
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 4) {
-            Fate::Destination if time >= at(100_000) => Fate::Unanswered,
+            Fate::Destination if down.contains(&time) => Fate::Unanswered,
             fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
         });
         world.run_until(at(400_000));
@@ -471,6 +484,14 @@ fn destination_that_is_down_ends_the_trace_and_is_no_change() {
         let traces = world.traces();
         let last = traces.last().unwrap();
         assert_eq!((last.rtt, last.hops.len() >= 4), (None, true), "{protocol:?}: {last:?}");
+        assert_eq!(world.absences(), [None], "{protocol:?}");
+        world.run_until(at(700_000));
+        world.check_counts();
+        assert_eq!(world.updates(), Vec::<&RouteUpdate>::new());
+        let [None, Some(lasted)] = world.absences()[..] else { panic!("{:?}", world.absences()) };
+        // From the first probe that was not answered to the first one that was.
+        let expected = Duration::from_secs(340)..=Duration::from_secs(440);
+        assert!(expected.contains(&lasted), "{protocol:?}: {lasted:?}");
     }
 }
 

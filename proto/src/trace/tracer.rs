@@ -301,12 +301,13 @@ impl Tracer {
         if std::mem::replace(&mut probe.is_answered, true) {
             return Some(());
         }
-        let SentProbe { flow, direction, ttl, at, .. } = *probe;
-        let (from, rtt) = (arrival.from.ip(), arrival.at.since(at));
+        let SentProbe { flow, direction, ttl, at: sent_at, .. } = *probe;
+        let (from, rtt, at) = (arrival.from.ip(), arrival.at.since(sent_at), arrival.at);
         self.report(direction, TraceReport::Answered { ttl });
-        if let Some(update) =
-            self.traced(direction, flow)?.reached(sequence, ttl, from, rtt, None, arrival.at)
-        {
+        let traced = self.traced(direction, flow)?;
+        let reply = DestinationReply { sequence, sent_ttl: ttl, arrived_ttl: None, sent_at, at };
+        traced.destination_answered(reply);
+        if let Some(update) = traced.reached(sequence, ttl, from, rtt, None, at) {
             self.report_route(direction, flow, update);
         }
         Some(())

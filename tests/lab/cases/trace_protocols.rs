@@ -143,6 +143,48 @@ pub(crate) fn change() {
     }
 }
 
+/// A destination that can no longer be reached is an event over each protocol, and so is its return.
+pub(crate) fn unreachable() {
+    let net = NetPlan::chain(4).build(17);
+    let link = Link::perfect(5_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    let b = json!({"agent": {"name": "b", "grace": "1s"}, "peers": [{"name": "a", "address": net.v4("a")}]});
+    let _b = NodeAgent::start(net.node("b"), b, &[]);
+    let a = start(&net, net.v4("b"), "4s");
+    for probe in PROBES {
+        eventually("a trace", || {
+            flows(&a, probe).first()?["forward"]["trace"]["reached"].as_bool()?.then_some(())
+        });
+    }
+    let blackhole = |action: &str| {
+        net.node("r3").ip(&format!("route {action} blackhole {}/32\n", net.v4("b")));
+    };
+    let events = |name: &str, probe: &str| {
+        let events = a.json("/api/v1/events")["events"].take();
+        let is_meant = |event: &&Value| event["event"] == name && event["probe"] == probe;
+        events.as_array().unwrap().iter().filter(is_meant).cloned().collect::<Vec<Value>>()
+    };
+    let wait_for = |name: &str| {
+        PROBES.map(|probe| {
+            a.page_within(CONFIRMED_WITHIN, name, |_| !events(name, probe).is_empty());
+            events(name, probe).swap_remove(0)
+        })
+    };
+    blackhole("add");
+    for event in wait_for("route_unreachable") {
+        assert_eq!(event["route"]["routers"], 4, "{event}");
+        // Limited routers do not answer every trace.
+        let last_hop = &event["last_hop"];
+        let is_before = last_hop.is_null() || last_hop["ttl"].as_u64() <= Some(2);
+        assert!(is_before, "{event}");
+    }
+    blackhole("del");
+    wait_for("route_reachable");
+    for probe in PROBES {
+        assert_eq!(events("route_changed", probe), Vec::<Value>::new());
+    }
+}
+
 /// An agent traces the clients of its `/ws`, here another agent, over ICMP and without any permission.
 pub(crate) fn clients() {
     for is_permitted in [true, false] {
