@@ -145,16 +145,17 @@ impl SessionIndex {
                     tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())
                 })
             }
-            DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
-                (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
-                // Routers may quote only the header, without the session identifier. The first task counts
-                // what no task claims.
-                (None, Some(_)) => {
+            DatagramProtocol::Icmp => {
+                let ssid = icmp::ssid(datagram);
+                let by_session = ssid.and_then(|ssid| self.by_session.get(&(from, ssid)));
+                by_session.copied().or_else(|| {
+                    // Routers may quote only the beginning, and zeros in place of the session identifier. The
+                    // first task counts what no task claims.
+                    arrival.icmp?;
                     let tasks = self.by_source.get(&from)?;
                     tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())
-                }
-                (None, None) => None,
-            },
+                })
+            }
         }
     }
 }
@@ -164,7 +165,8 @@ mod tests {
     use pathmeter_proto::key::Keys;
     use pathmeter_proto::machine::{IcmpError, IcmpKind, TimestampSource};
     use pathmeter_proto::time::{Timestamp, WallTime};
-    use pathmeter_proto::wire::Goodbye;
+    use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
+    use pathmeter_proto::wire::{Goodbye, NtpTime};
 
     use super::*;
 
@@ -234,5 +236,13 @@ mod tests {
         assert_eq!(sessions.owner(&[8; 8], &error, |task| task == 2), Some(2));
         assert_eq!(sessions.owner(&[8; 8], &error, |_| false), Some(1));
         assert_eq!(sessions.owner(&[8; 8], &arrival(to), |_| true), None, "a message of another program");
+        let (session, timestamp, sequence) = (7, NtpTime(9), 3);
+        let mut quoted = Vec::new();
+        IcmpEcho { session, timestamp, sequence, ssid: 11 }.encode(IcmpVersion::V4, 32, &mut quoted);
+        assert_eq!(sessions.owner(&quoted, &error, |_| false), Some(2));
+        quoted.truncate(24);
+        quoted.resize(128, 0);
+        assert_eq!(sessions.owner(&quoted, &error, |task| task == 2), Some(2), "filled up with zeros");
+        assert_eq!(sessions.owner(&quoted, &arrival(to), |_| true), None, "a reply");
     }
 }

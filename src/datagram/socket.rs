@@ -295,17 +295,27 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(socket, IPPROTO_IP, libc::IP_TTL, SENT_TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
-        // Older kernels refuse it; only extensions that routers do not announce are then found.
-        let _ = set(socket, IPPROTO_IP, IP_RECVERR_RFC4884, errors);
     } else {
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, pktinfo)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, SENT_TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
-        let _ = set(socket, IPPROTO_IPV6, IPV6_RECVERR_RFC4884, errors);
     }
+    // Older kernels refuse it; extensions are not known then.
+    let _ = set_icmp_extensions(socket, binding.address.is_ipv4(), binding.errors);
     FragmentPolicy::of(binding).apply(socket, binding.address.is_ipv4())
+}
+
+/// Requests that ICMP errors on the error queue say where extensions begin (RFC 4884), or ends that.
+///
+/// # Errors
+/// The kernel does not know the option (Linux before 5.9).
+pub(crate) fn set_icmp_extensions(socket: &impl AsRawFd, is_v4: bool, on: bool) -> io::Result<()> {
+    match is_v4 {
+        true => set(socket, libc::IPPROTO_IP, IP_RECVERR_RFC4884, on.into()),
+        false => set(socket, libc::IPPROTO_IPV6, IPV6_RECVERR_RFC4884, on.into()),
+    }
 }
 
 /// Sets an option whose value is an int.

@@ -120,15 +120,16 @@ impl IcmpEcho {
     }
 
     /// Whether a quotation can be of this request: what it has of it is the same. Routers quote at least the
-    /// header, and fill up with zeros before extensions (RFC 4884).
+    /// header, and fill up with zeros before extensions (RFC 4884), which they may not announce.
     #[must_use]
     pub fn is_quoted_by(&self, quotation: &[u8]) -> bool {
         let mut whole = Vec::new();
         self.encode(IcmpVersion::V4, Self::BYTES, &mut whole);
-        let Some(quoted) = quotation.get(SEQUENCE_AT..) else { return false };
+        let end = quotation.len().min(SSID_AT);
+        let Some(quoted) = quotation.get(SEQUENCE_AT..end) else { return false };
         let length = quoted.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         // The sequence number may be zero.
-        let length = length.clamp(2, SSID_AT - SEQUENCE_AT);
+        let length = length.max(2);
         quoted.len() >= 2 && quoted[..length] == whole[SEQUENCE_AT..SEQUENCE_AT + length]
     }
 
@@ -345,6 +346,8 @@ mod tests {
                 if length >= 8 {
                     quoted.resize(128, 0);
                     assert!(echo.is_quoted_by(&quoted), "{length}, padded");
+                    quoted.extend([0x20, 0, 1, 2, 3]);
+                    assert!(echo.is_quoted_by(&quoted), "{length}, padded, with extensions");
                 }
                 for at in 6..length.min(28) {
                     let mut forged = quoted.clone();

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::machine::{Arrival, HostDrops, Now, Send, TimestampSource};
+use pathmeter_proto::machine::{Arrival, HostDrops, IcmpError, Now, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::yield_now;
@@ -175,17 +175,23 @@ impl SynPath {
 
     /// The probe in flight has an outcome.
     fn ended(&mut self, outcome: Outcome) {
-        let Some((identifier, _)) = self.in_flight.take() else { return };
+        let Some((mut identifier, _)) = self.in_flight.take() else { return };
         let now = Clock::now();
         let (at, by, icmp) = match outcome {
             Outcome::Reached { at, by } => (at, by, None),
-            Outcome::Expired { timestamp, sent_at, icmp } => match timestamp {
-                Some(timestamp) => {
-                    let at = self.clock.monotonic_of(timestamp, sent_at, now);
-                    (at, TimestampSource::Kernel, Some(icmp))
+            Outcome::Expired { timestamp, sent_at, icmp, extensions } => {
+                // The task takes the identifier for what the router has quoted.
+                let extensions_at = icmp.extensions_at.and_then(|_| u16::try_from(identifier.len()).ok());
+                identifier.extend(extensions);
+                let icmp = Some(IcmpError { extensions_at, ..icmp });
+                match timestamp {
+                    Some(timestamp) => {
+                        let at = self.clock.monotonic_of(timestamp, sent_at, now);
+                        (at, TimestampSource::Kernel, icmp)
+                    }
+                    None => (now, TimestampSource::User, icmp),
                 }
-                None => (now, TimestampSource::User, Some(icmp)),
-            },
+            }
             Outcome::Nothing => return,
         };
         let arrival = Arrival { at, by, from: self.to, to: None, flow: 0, ttl: None, tos: None, icmp };

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::super::kernel;
 use crate::clock::Clock;
-use crate::datagram::icmp_error;
+use crate::datagram::{icmp_error, set_icmp_extensions};
 
 /// A socket that is connecting.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(super) enum Outcome {
         timestamp: Option<WallTime>,
         sent_at: Timestamp,
         icmp: IcmpError,
+        /// What the router attached to the error; empty if nothing.
+        extensions: Vec<u8>,
     },
     /// There was no answer, or the host itself has failed.
     Nothing,
@@ -39,6 +41,10 @@ pub(super) enum Outcome {
 
 /// Time after which a probe is closed. The kernel would send its segment again after a second (RFC 6298).
 const LIFETIME: Duration = Duration::from_millis(950);
+
+/// Bytes of an ICMP error that are read. Routers send no more than 576 bytes (RFC 1812 section 4.3.2.3); what
+/// is cut off has an invalid checksum.
+const ERROR_BYTES: usize = 576;
 
 impl SynProbe {
     /// Sends a segment with SYN. Returns the probe and its local address, which has the port of `source`, or
@@ -71,6 +77,8 @@ impl SynProbe {
                 kernel::disable_flow_label(&socket)?;
             }
         }
+        // Best effort: without it labels and interfaces are not shown.
+        let _ = set_icmp_extensions(&socket, to.is_ipv4(), true);
         // Best effort: without kernel timestamps this process reads the clock.
         let _ = kernel::request_rx_timestamps(&socket);
         socket.bind(&source.into())?;
@@ -93,8 +101,8 @@ impl SynProbe {
     async fn answered(&self, sent_at: Timestamp) -> Outcome {
         let (stream, interest) = (&self.0, Interest::WRITABLE | Interest::ERROR);
         while stream.ready(interest).await.is_ok() {
-            if let Some((timestamp, icmp)) = read_error(stream) {
-                return Outcome::Expired { timestamp, sent_at, icmp };
+            if let Some(expired) = read_error(stream, sent_at) {
+                return expired;
             }
             match stream.take_error() {
                 Ok(None) if stream.peer_addr().is_ok() => {
@@ -110,11 +118,7 @@ impl SynProbe {
                     return Outcome::Reached { at: Clock::now(), by: TimestampSource::User };
                 }
                 // An ICMP error that arrived since the queue was read.
-                Ok(Some(_)) => {
-                    return read_error(stream).map_or(Outcome::Nothing, |(timestamp, icmp)| {
-                        Outcome::Expired { timestamp, sent_at, icmp }
-                    });
-                }
+                Ok(Some(_)) => return read_error(stream, sent_at).unwrap_or(Outcome::Nothing),
                 Err(_) => return Outcome::Nothing,
             }
         }
@@ -127,14 +131,15 @@ fn is_answer(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ECONNREFUSED))
 }
 
-/// The ICMP error on the error queue, and when it arrived.
-fn read_error(socket: &TcpStream) -> Option<(Option<WallTime>, IcmpError)> {
+/// The ICMP error on the error queue.
+fn read_error(socket: &TcpStream, sent_at: Timestamp) -> Option<Outcome> {
     let mut control = [0; kernel::CONTROL_BYTES];
-    let mut quoted = [0; 64];
-    let mut parts = [IoSliceMut::new(&mut quoted)];
+    let mut bytes = [0; ERROR_BYTES];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let received =
         recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
+    let length = received.bytes;
     let (mut timestamp, mut icmp) = (None, None);
     for message in received.cmsgs().into_iter().flatten() {
         timestamp = timestamp.or_else(|| kernel::timestamp_of(&message));
@@ -147,5 +152,7 @@ fn read_error(socket: &TcpStream) -> Option<(Option<WallTime>, IcmpError)> {
             icmp = icmp.or_else(|| icmp_error(error, router));
         }
     }
-    Some((timestamp, icmp?))
+    let icmp = icmp?;
+    let extensions = icmp.extensions(&bytes[..length]).unwrap_or_default().to_vec();
+    Some(Outcome::Expired { timestamp, sent_at, icmp, extensions })
 }

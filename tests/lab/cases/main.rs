@@ -183,6 +183,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),
         trial("trace_protocols_change", trace_protocols::change),
+        trial("trace_protocols_labels", trace_protocols::labels),
         trial("trace_protocols_unreachable", trace_protocols::unreachable),
         repeatable("trace_lossy_flow", trace::lossy_flow),
         trial("trace_asymmetric", trace_networks::asymmetric),

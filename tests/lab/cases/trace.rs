@@ -276,7 +276,7 @@ fn one_label(label: u32) -> Vec<u8> {
 }
 
 /// Routers that attach labels and interfaces, correctly and not.
-fn label_routers() -> Vec<WireRouter> {
+pub(crate) fn label_routers() -> Vec<WireRouter> {
     let stack = [
         MplsLabel { label: 16_004, traffic_class: 5, is_bottom: false, ttl: 1 },
         MplsLabel { label: 24_015, traffic_class: 0, is_bottom: true, ttl: 254 },

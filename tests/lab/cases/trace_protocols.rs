@@ -7,7 +7,7 @@ use pathmeter_proto::sim::Link;
 use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
-use crate::trace::{CONFIRMED_WITHIN, ROUTERS, address_of, routers_of_chain};
+use crate::trace::{CONFIRMED_WITHIN, ROUTERS, address_of, label_routers, routers_of_chain};
 
 /// An agent on `a` that traces the packets of echo probes over ICMP, TCP and HTTP, the last to a target
 /// without an agent.
@@ -140,6 +140,34 @@ pub(crate) fn change() {
         let event = events["events"].as_array().unwrap().iter().find(is_meant).unwrap();
         assert_eq!(event["from"]["hops"][1], "10.77.1.2", "{event}");
         assert_eq!(event["to"]["hops"][1], "10.77.3.2", "{event}");
+    }
+}
+
+/// Labels that routers attach to their answers are shown over each protocol and both families.
+pub(crate) fn labels() {
+    for is_v4 in [true, false] {
+        let net = NetPlan::pair().build(18);
+        let routers = label_routers();
+        net.wire("a", "b").set_routers(routers.clone());
+        let [to_a, to_b] = ["a", "b"].map(|name| if is_v4 { net.v4(name) } else { net.v6(name) });
+        let b = json!({"agent": {"name": "b", "grace": "1s"}, "peers": [{"name": "a", "address": to_a}]});
+        let _b = NodeAgent::start(net.node("b"), b, &[]);
+        let a = start(&net, to_b, "4s");
+        for probe in PROBES {
+            let trace = eventually("a trace that every router has answered", || {
+                let trace = flows(&a, probe).first()?["forward"]["trace"].clone();
+                let hops = trace["hops"].as_array()?;
+                let has_answered = |hop: &Value| !hop["responders"].as_array().unwrap().is_empty();
+                (hops.len() == routers.len() && hops.iter().all(has_answered)).then_some(trace)
+            });
+            let stack = json!([
+                {"label": 16_004, "traffic_class": 5, "is_bottom": false, "ttl": 1},
+                {"label": 24_015, "traffic_class": 0, "is_bottom": true, "ttl": 254},
+            ]);
+            assert_eq!(trace["hops"][0]["responders"][0]["mpls"], stack, "{probe}: {trace}");
+            // A wrong checksum.
+            assert_eq!(trace["hops"][2]["responders"][0]["mpls"], json!([]), "{probe}: {trace}");
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::time::{ClockId, clock_gettime};
 use pathmeter_proto::sim::{Corruption, Delivery, Dropped, Link, Packet, Random};
 
-use crate::frame::{Datagram, UDP};
+use crate::frame::{Datagram, TCP, UDP};
 use crate::namespace::Namespace;
 use crate::offload;
 use crate::wire_router::WireRouter;
@@ -146,8 +146,8 @@ impl Wire {
         state.links[1].replace_with(reverse);
     }
 
-    /// Puts routers into the wire, in forward direction, from the next datagram on. They answer UDP datagrams
-    /// whose TTL ends there, which are not logged.
+    /// Puts routers into the wire, in forward direction, from the next datagram on. They answer datagrams
+    /// over UDP and TCP and ICMP echoes whose TTL ends there, which are not logged.
     pub fn set_routers(&self, routers: Vec<WireRouter>) {
         self.shared.state.lock().unwrap().routers = routers;
     }
@@ -256,7 +256,7 @@ impl Forwarder {
         let mut state = self.shared.state.lock().unwrap();
         let State { links, random, routers, log, entered, .. } = &mut *state;
         let mut passed = datagram.ttl;
-        if datagram.protocol == UDP && !routers.is_empty() {
+        if !routers.is_empty() && passes_routers(&datagram) {
             if let Some(router) = expires_at(routers, direction, datagram.ttl) {
                 let (direction, frame) = (direction.opposite(), router.time_exceeded(frame, &datagram));
                 let answer = QueuedFrame { due: at, number: number(), direction, entry: None, frame };
@@ -311,6 +311,11 @@ impl Forwarder {
             }
         }
     }
+}
+
+/// Whether the routers of a wire lower the TTL of a datagram. They ignore the errors of each other.
+fn passes_routers(datagram: &Datagram) -> bool {
+    [UDP, TCP].contains(&datagram.protocol) || datagram.echo.is_some()
 }
 
 /// The router at which this TTL ends; `None` if it suffices for all.
