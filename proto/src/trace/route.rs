@@ -221,11 +221,15 @@ impl RouteTracker {
     pub(super) fn answered(&mut self, ttl: u8, router: IpAddr, at: Timestamp) -> Option<RouteUpdate> {
         let route = self.current.as_mut()?;
         let index = usize::from(ttl).checked_sub(1)?;
-        if route.hops.len() <= index {
-            route.hops.resize(index + 1, HopRouter::Unknown);
-        }
         if let Some(candidate) = &mut self.candidate {
             candidate.hops.entry(ttl).or_default().insert(router);
+        }
+        // The route ends before this hop: another one is longer, and not confirmed yet.
+        if route.routers.is_some_and(|routers| ttl > routers) {
+            return None;
+        }
+        if route.hops.len() <= index {
+            route.hops.resize(index + 1, HopRouter::Unknown);
         }
         match &mut route.hops[index] {
             hop @ HopRouter::Unknown => {
@@ -511,6 +515,22 @@ mod tests {
         let [single, unknown] = [|last| HopRouter::Single(router(last)), |_| HopRouter::Unknown];
         assert_eq!(to.hops, [single(1), single(8), single(9), unknown(0)]);
         assert_eq!(to.routers, Some(4));
+    }
+
+    #[test]
+    fn router_behind_the_end_of_the_route_is_a_hop_of_the_longer_one_only() {
+        let mut tracker = tracker();
+        assert_eq!(tracker.reached(4, at(0)), None);
+        assert_eq!(tracker.answered(4, router(4), at(0)), None);
+        assert_eq!(tracker.current().unwrap().hops.len(), 3);
+        let Some(RouteUpdate::Changed { from, to }) =
+            (1..CONFIRMATIONS).find_map(|_| tracker.reached(4, at(0)))
+        else {
+            panic!("confirmed")
+        };
+        assert_eq!((from.routers, from.hops.len()), (Some(3), 3));
+        assert_eq!((to.routers, to.hops.len()), (Some(4), 4));
+        assert_eq!(to.hops[3], HopRouter::Single(router(4)));
     }
 
     #[test]
