@@ -144,7 +144,7 @@ mutants: deps ## Mutation tests of the code that decides verdicts: hours; FILE=p
 	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
 
 .PHONY: lab-long
-lab-long: test-deps ## Run the trials of the lab that take an hour each: 2 h
+lab-long: test-deps ## Run the trials of the lab that take ten minutes or an hour each: 2 h
 	./scripts/run-tests.sh lab-long
 
 # --- Measurements

@@ -15,6 +15,8 @@ mod path_mtu;
 mod streams;
 mod testbed;
 mod trace;
+mod trace_changes;
+mod trace_limits;
 mod trace_networks;
 mod trace_protocols;
 mod watched;
@@ -31,7 +33,7 @@ use crate::testbed::Inconclusive;
 
 /// If set, a lab that cannot run on this machine is a failure.
 const REQUIRED: &str = "PATHMETER_LAB_REQUIRED";
-/// If set, the trials that take an hour run too.
+/// If set, the long trials run too.
 const LONG: &str = "PATHMETER_LAB_LONG";
 /// Attempts before a trial that proves nothing fails.
 const ATTEMPTS: usize = 3;
@@ -152,11 +154,11 @@ fn stream_trials() -> Vec<Trial> {
 
 /// A fleet with Prometheus, the shipped rules and the shipped dashboards.
 fn fleet_trials() -> Vec<Trial> {
-    let is_long = !is_set(LONG);
+    let is_short = !is_set(LONG);
     vec![
         trial("time_scale", watched::time_scale::scaled_durations),
         repeatable("watched", watched::accelerated),
-        repeatable("watched_for_an_hour", watched::real_time).with_ignored_flag(is_long),
+        repeatable("watched_for_an_hour", watched::real_time).with_ignored_flag(is_short),
     ]
 }
 
@@ -171,14 +173,20 @@ fn dns_trials() -> Vec<Trial> {
 
 /// Guarantees of the lab itself, and what needs a second host but no impaired link.
 fn lab_trials() -> Vec<Trial> {
+    let is_short = !is_set(LONG);
     vec![
         trial("two_labs_at_once", lab_guarantees::two_labs_at_once),
         trial("unprivileged", lab_guarantees::unprivileged),
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
+        trial("trace_balanced", trace_changes::balanced),
+        trial("trace_flapping", trace_changes::flapping),
+        trial("trace_length", trace_changes::length),
         trial("trace_clamped", trace::clamped),
-        trial("trace_limited", trace::limited),
+        trial("trace_limited", trace_limits::limited),
+        trial("trace_limited_for_ten_minutes", trace_limits::limited_for_ten_minutes)
+            .with_ignored_flag(is_short),
         trial("trace_labels", trace::labels),
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),

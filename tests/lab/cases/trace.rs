@@ -1,11 +1,9 @@
 //! Traces through routers of the kernel, and through routers that attach something to their answers.
 
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
-use pathmeter_lab::{Namespace, Net, NetPlan, WireRouter, eventually};
+use pathmeter_lab::{Net, NetPlan, WireRouter, eventually};
 use pathmeter_proto::sim::{Link, Loss};
 use pathmeter_proto::wire::icmp_extensions::{IcmpExtensions, MplsLabel};
 use serde_json::{Value, json};
@@ -25,7 +23,7 @@ pub(crate) fn start<'a>(net: &'a Net, name: &str, peer: (&str, IpAddr), flows: u
 }
 
 /// The same, with the intervals of echoes and of traces.
-fn start_with<'a>(
+pub(crate) fn start_with<'a>(
     net: &'a Net,
     name: &str,
     peer: (&str, IpAddr),
@@ -44,7 +42,7 @@ fn start_with<'a>(
 }
 
 /// The flows of the traced path; empty while there are none.
-fn flows(agent: &NodeAgent<'_>) -> Vec<Value> {
+pub(crate) fn flows(agent: &NodeAgent<'_>) -> Vec<Value> {
     let paths = agent.json("/api/v1/paths");
     let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == "routes");
     path.and_then(|path| path["flows"].as_array().cloned()).unwrap_or_default()
@@ -95,25 +93,16 @@ pub(crate) fn routers_of_chain(is_v4: bool, direction: &str) -> Vec<IpAddr> {
 }
 
 /// The events of one type about the way to the peer, oldest first.
-fn forward_events(agent: &NodeAgent<'_>, name: &str) -> Vec<Value> {
+pub(crate) fn forward_events(agent: &NodeAgent<'_>, name: &str) -> Vec<Value> {
     let events = agent.json("/api/v1/events");
     let is_meant = |event: &&Value| event["event"] == name && event["direction"] == "forward";
     events["events"].as_array().unwrap().iter().filter(is_meant).cloned().collect()
 }
 
 /// The first of these events, as soon as there is one.
-fn wait_for_event(agent: &NodeAgent<'_>, name: &str) -> Value {
+pub(crate) fn wait_for_event(agent: &NodeAgent<'_>, name: &str) -> Value {
     agent.page_within(CONFIRMED_WITHIN, name, |_| !forward_events(agent, name).is_empty());
     forward_events(agent, name).swap_remove(0)
-}
-
-/// Adds rules to the netfilter of a node.
-fn nft(node: &Namespace, rules: &str) {
-    let mut command = node.command("nft");
-    let mut child =
-        command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is installed (Debian: nftables)");
-    child.stdin.take().expect("it is piped").write_all(rules.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success(), "{rules}");
 }
 
 /// Every router of a chain is found, over both families, with an RTT that grows with the distance.
@@ -201,30 +190,6 @@ pub(crate) fn change() {
     let restored = wait_for("restored");
     assert_eq!(restored["to"]["id"], changed["from"]["id"], "{restored}");
     assert_eq!(events("route_load_balanced"), Vec::<Value>::new());
-    drop(b);
-}
-
-/// Routers that answer as few probes as Linux does by default: no agent probes them faster.
-pub(crate) fn limited() {
-    let net = NetPlan::chain(3).build(5);
-    for router in ["r1", "r2", "r3"] {
-        net.node(router).set_sysctl("ipv4/icmp_ratelimit", "1000");
-    }
-    let b = start(&net, "b", ("a", net.v4("a")), 16);
-    let a = start(&net, "a", ("b", net.v4("b")), 16);
-    let is_traced = |flow: &Value| {
-        let route = |direction: &str| flow[direction]["route"]["hops"].as_array().cloned();
-        let is_whole = |hops: Vec<Value>| hops.iter().all(Value::is_string) && hops.len() == 3;
-        ["forward", "reverse"].iter().all(|direction| route(direction).is_some_and(is_whole))
-    };
-    // Each router answers five of the flows at once and the others one after the other.
-    let page = a.page_within(CONFIRMED_WITHIN, "all flows are traced", |_| {
-        let flows = flows(&a);
-        flows.len() == 16 && flows.iter().all(is_traced)
-    });
-    assert_eq!(page.count("pathmeter_trace_unanswered_total", &[]), 0, "{page}");
-    assert_eq!(page.count("pathmeter_trace_route_changes_total", &[]), 0, "{page}");
-    assert!(page.count("pathmeter_trace_deferred_total", &["reason=\"router\""]) > 0, "{page}");
     drop(b);
 }
 
@@ -442,15 +407,12 @@ pub(crate) fn clamped() {
         ("udp dport 9862 ip ttl set 2", "lowered", json!("10.77.2.2")),
     ] {
         let net = NetPlan::chain(4).build(8);
-        nft(
-            net.node("r1"),
-            &format!(
-                "add table ip clamp\n\
-                 add chain ip clamp forward {{ type filter hook forward priority mangle; }}\n\
-                 add rule ip clamp forward ip daddr {} {rule}\n",
-                net.v4("b")
-            ),
-        );
+        net.node("r1").nft(&format!(
+            "add table ip clamp\n\
+             add chain ip clamp forward {{ type filter hook forward priority mangle; }}\n\
+             add rule ip clamp forward ip daddr {} {rule}\n",
+            net.v4("b")
+        ));
         let b = start(&net, "b", ("a", net.v4("a")), 1);
         let a = start(&net, "a", ("b", net.v4("b")), 1);
         let event = wait_for_event(&a, "route_ttl_clamped");

@@ -125,10 +125,9 @@ fn without_privileges(node: &Namespace) -> Command {
 pub(crate) fn address_translation() {
     let net = NetPlan::chain(3).build(9);
     delay_ends(&net, [("a", "r1"), ("r3", "b")]);
-    nft(
-        net.node("r2"),
+    net.node("r2").nft(
         "table ip nat { chain out { type nat hook postrouting priority srcnat; \
-                         oifname \"e2\" masquerade; }; }",
+                        oifname \"e2\" masquerade; }; }",
     );
     let _b = responder(net.node("b"));
     let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &[]);
@@ -293,9 +292,3 @@ fn check_diamond(found: &Value) -> Result<(), Inconclusive> {
 
 /// Traces without asking the target over HTTP first.
 const REFLECTOR: [&str; 2] = ["--port", "9862"];
-
-/// Adds rules of `nft` on a node.
-fn nft(node: &Namespace, rules: &str) {
-    let output = node.command("nft").arg(rules).output().expect("nft is installed (Debian: nftables)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}

@@ -113,13 +113,26 @@ impl Namespace {
     /// # Panics
     /// When a command fails, with the error output of `ip`.
     pub fn ip(&self, lines: &str) {
-        let mut command = self.command("ip");
-        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("ip is installed (Debian: iproute2)");
-        child.stdin.take().expect("it is piped").write_all(lines.as_bytes()).unwrap();
+        self.run("ip", &["-batch", "-"], lines, "Debian: iproute2");
+    }
+
+    /// Adds rules to the netfilter of this namespace, in the format of `nft -f`.
+    ///
+    /// # Panics
+    /// When a rule is refused, with the error output of `nft`.
+    pub fn nft(&self, rules: &str) {
+        self.run("nft", &["-f", "-"], rules, "Debian: nftables");
+    }
+
+    fn run(&self, program: &str, arguments: &[&str], input: &str, package: &str) {
+        let mut command = self.command(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{program}: {error} ({package})"));
+        child.stdin.take().expect("it is piped").write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ip in {}: {stderr}\n{lines}", self.name);
+        assert!(output.status.success(), "{program} in {}: {stderr}\n{input}", self.name);
     }
 
     /// Sets a key below `/proc/sys/net`. Keys that this kernel does not have are ignored.

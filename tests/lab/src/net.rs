@@ -14,6 +14,7 @@ use crate::wire::Wire;
 pub struct NetPlan {
     nodes: Vec<(String, NodeRole)>,
     cables: Vec<(Cable, Option<u32>)>,
+    has_icmp_limits: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,18 +47,18 @@ pub struct Net {
 
 /// Routers choose among equal-cost paths by addresses, protocol and ports, and compute that hash themselves:
 /// a veth passes on the hash of the sender, which policies 0 to 2 would use instead.
-const ROUTING: [(&str, &str); 9] = [
+const ROUTING: [(&str, &str); 6] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/fib_multipath_hash_policy", "3"),
     ("ipv6/fib_multipath_hash_policy", "3"),
     ("ipv4/fib_multipath_hash_fields", "55"),
     ("ipv6/fib_multipath_hash_fields", "55"),
-    // No rate limits for ICMP errors: they would look like loss on a link.
-    ("ipv4/icmp_ratelimit", "0"),
-    ("ipv6/icmp/ratelimit", "0"),
-    ("ipv4/icmp_msgs_per_sec", "100000"),
 ];
+
+/// No rate limits for ICMP errors: they would look like loss on a link.
+const UNLIMITED_ICMP: [(&str, &str); 3] =
+    [("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0"), ("ipv4/icmp_msgs_per_sec", "100000")];
 
 impl NetPlan {
     /// Two hosts, `a` and `b`, and a wire between them.
@@ -135,6 +136,12 @@ impl NetPlan {
         self
     }
 
+    /// Routers limit their ICMP errors as the kernel does by default. Otherwise they do not limit them.
+    pub fn keep_icmp_limits(&mut self) -> &mut Self {
+        self.has_icmp_limits = true;
+        self
+    }
+
     /// Builds the network with addresses, routes and neighbour entries. `seed` determines the behaviour of
     /// the wires.
     ///
@@ -145,7 +152,8 @@ impl NetPlan {
         let nodes: BTreeMap<String, Namespace> =
             self.nodes.iter().map(|(name, _)| (name.clone(), Namespace::new(name))).collect();
         for (name, _) in self.nodes.iter().filter(|(_, role)| *role == NodeRole::Router) {
-            ROUTING.iter().for_each(|(key, value)| nodes[name].set_sysctl(key, value));
+            let limits = UNLIMITED_ICMP.iter().filter(|_| !self.has_icmp_limits);
+            ROUTING.iter().chain(limits).for_each(|(key, value)| nodes[name].set_sysctl(key, value));
         }
         let wire_namespace = Namespace::new("wires");
         // Frames that two processors send into a veth one after the other come out in that order, as on a
