@@ -92,8 +92,8 @@ pub(crate) fn asymmetric() {
     assert_eq!(reported, own);
 }
 
-/// The user nobody traces both ways. The kernel's default, which the lab leaves as it is, permits that user
-/// no ICMP socket.
+/// The user nobody traces both ways over UDP, and the way there over TCP. The kernel's default, which the lab
+/// leaves as it is, permits that user no ICMP socket.
 pub(crate) fn unprivileged() {
     let net = NetPlan::chain(ROUTERS).build(8);
     delay_ends(&net, [("a", "r1"), ("r8", "b")]);
@@ -104,6 +104,15 @@ pub(crate) fn unprivileged() {
         assert_eq!(responders(trace), routers_of_chain(true, direction), "{direction}: {found}");
     }
     assert_eq!(found["privileged"], false);
+    for is_v4 in [true, false] {
+        let b = if is_v4 { net.v4("b") } else { net.v6("b") };
+        let tcp = ["--protocol", "tcp", "--port", "9862"];
+        let found = probe_trace(&mut without_privileges(net.node("a")), b, &tcp);
+        let trace = &found["flows"][0]["forward"];
+        assert_eq!(responders(trace), routers_of_chain(is_v4, "forward"), "{found}");
+        assert_eq!((&trace["reached"], &trace["routers"]), (&json!(true), &json!(ROUTERS)), "{found}");
+        assert_eq!(found["privileged"], false);
+    }
 }
 
 /// The program on a node as the user nobody. If this process may not become that user, or that user may not
