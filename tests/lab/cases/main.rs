@@ -19,6 +19,7 @@ mod trace_changes;
 mod trace_limits;
 mod trace_networks;
 mod trace_protocols;
+mod trace_tcp;
 mod watched;
 mod websocket;
 
@@ -190,6 +191,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_labels", trace::labels),
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),
+        trial("trace_tcp_proxy", trace_tcp::proxy),
         trial("trace_protocols_change", trace_protocols::change),
         trial("trace_protocols_labels", trace_protocols::labels),
         trial("trace_protocols_unreachable", trace_protocols::unreachable),

@@ -36,7 +36,7 @@ fn start<'a>(net: &'a Net, b: IpAddr, interval: &str) -> NodeAgent<'a> {
 
 const PROBES: [&str; 3] = ["ping-routes", "chat-routes", "page-routes"];
 
-fn flows(agent: &NodeAgent<'_>, probe: &str) -> Vec<Value> {
+pub(crate) fn flows(agent: &NodeAgent<'_>, probe: &str) -> Vec<Value> {
     let paths = agent.json("/api/v1/paths");
     let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == probe);
     path.and_then(|path| path["flows"].as_array().cloned()).unwrap_or_default()
