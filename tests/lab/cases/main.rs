@@ -15,6 +15,7 @@ mod path_mtu;
 mod streams;
 mod testbed;
 mod trace;
+mod trace_answers;
 mod trace_changes;
 mod trace_limits;
 mod trace_networks;
@@ -181,6 +182,8 @@ fn lab_trials() -> Vec<Trial> {
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
+        trial("trace_late_answers", trace_answers::late),
+        trial("trace_forged_answers", trace_answers::forged),
         trial("trace_balanced", trace_changes::balanced),
         trial("trace_flapping", trace_changes::flapping),
         trial("trace_length", trace_changes::length),

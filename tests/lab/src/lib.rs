@@ -16,6 +16,7 @@
 mod agent;
 pub mod connection;
 pub mod exchange;
+mod forged_error;
 pub mod frame;
 mod namespace;
 mod net;
@@ -32,6 +33,7 @@ mod wire;
 mod wire_router;
 
 pub use agent::{AgentProcess, CONFIG, LOG, SendRequest, clear_environment};
+pub use forged_error::ForgedError;
 pub use namespace::Namespace;
 pub use net::{Cable, Net, NetPlan};
 pub use page::MetricsPage;
