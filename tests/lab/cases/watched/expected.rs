@@ -27,7 +27,7 @@ pub(super) struct Expected {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExpectedEvents {
-    /// After `d` is started again and `b` has its configuration back.
+    /// After `d` is started again and `b` has its configuration back, without traces.
     pub(super) repaired: BTreeMap<String, ExpectedValues>,
     /// After `d` has sent its goodbye.
     pub(super) leaving: BTreeMap<String, ExpectedValues>,
