@@ -53,6 +53,12 @@ impl HopSeries {
         }
     }
 
+    /// The largest TTL whose hop has series.
+    #[must_use]
+    pub fn hops_max(&self) -> u8 {
+        u8::try_from(self.counts.len()).unwrap_or(u8::MAX)
+    }
+
     /// Counts what a report says.
     pub fn record(&self, report: &TraceReport) {
         match report {

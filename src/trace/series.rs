@@ -31,12 +31,16 @@ impl DirectedSeries {
     /// exported; `None`: hops have no series.
     pub(super) fn new(key: &PathKey, has_reverse: bool, hops_max: Option<u8>, earlier: Option<Self>) -> Self {
         let PathKey { probe, peer, family } = key;
-        let new = |direction| SeriesOfDirection {
-            path: earlier.as_ref().map_or_else(
-                || Arc::new(TraceSeries::new(probe, peer, family, direction)),
-                |earlier| Arc::clone(earlier.of(direction)),
-            ),
-            hops: hops_max.map(|hops_max| Arc::new(HopSeries::new(probe, peer, family, direction, hops_max))),
+        let new = |direction| {
+            let earlier = earlier.as_ref().map(|earlier| earlier.in_direction(direction).clone());
+            let (path, hops) = earlier.map_or((None, None), |earlier| (Some(earlier.path), earlier.hops));
+            SeriesOfDirection {
+                path: path.unwrap_or_else(|| Arc::new(TraceSeries::new(probe, peer, family, direction))),
+                hops: hops_max.map(|hops_max| {
+                    let hops = hops.filter(|hops| hops.hops_max() == hops_max);
+                    hops.unwrap_or_else(|| Arc::new(HopSeries::new(probe, peer, family, direction, hops_max)))
+                }),
+            }
         };
         Self { forward: new(Direction::Forward), reverse: new(Direction::Reverse), has_reverse }
     }
@@ -85,5 +89,24 @@ impl DirectedSeries {
             hops.set_route(first.map_or(&[][..], |route| &route.hops));
         }
         path.set_routes(routes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_hops_continue_unless_the_largest_ttl_changes() {
+        let key = PathKey { probe: "routes".into(), peer: "ams-1".into(), family: "ipv4" };
+        let hops = |series: &DirectedSeries| series.forward.hops.clone().unwrap();
+        let first = DirectedSeries::new(&key, true, Some(30), None);
+        let same = DirectedSeries::new(&key, true, Some(30), Some(first.clone()));
+        assert!(Arc::ptr_eq(&hops(&first), &hops(&same)));
+        assert!(Arc::ptr_eq(first.of(Direction::Reverse), same.of(Direction::Reverse)));
+        let other = DirectedSeries::new(&key, true, Some(20), Some(first.clone()));
+        assert!(!Arc::ptr_eq(&hops(&first), &hops(&other)));
+        assert!(Arc::ptr_eq(first.of(Direction::Forward), other.of(Direction::Forward)));
+        assert!(DirectedSeries::new(&key, true, None, Some(first)).forward.hops.is_none());
     }
 }
