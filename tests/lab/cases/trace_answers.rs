@@ -10,7 +10,7 @@ use pathmeter_proto::sim::Link;
 use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
-use crate::trace::{CONFIRMED_WITHIN, first_trace, flows};
+use crate::trace::{CONFIRMED_WITHIN, flows};
 
 /// Agents on `a` and `b`, of which that on `a` measures and traces the other.
 fn start(net: &Net) -> [NodeAgent<'_>; 2] {
@@ -25,6 +25,14 @@ fn start(net: &Net) -> [NodeAgent<'_>; 2] {
         {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "2s"},
     ]);
     [agent("a", "b", probes), b]
+}
+
+/// The first route to the peer, as soon as it has these hops.
+fn first_route(agent: &NodeAgent<'_>, hops: [&str; 2]) -> Value {
+    eventually("the first route", || {
+        let route = flows(agent).first_mut()?["forward"]["route"].take();
+        (route["hops"] == json!(hops)).then_some(route)
+    })
 }
 
 /// The current route to the peer.
@@ -76,9 +84,7 @@ pub(crate) fn late() {
         slow.read(|log| log.iter().filter(|entry| entry.outcome.as_ref().is_ok_and(arrived)).count())
     };
     let [a, _b] = start(&net);
-    first_trace(&a, "forward");
-    let before = route(&a);
-    assert_eq!(before["hops"], json!(["10.77.0.2", "10.77.3.1"]), "{before}");
+    let before = first_route(&a, ["10.77.0.2", "10.77.3.1"]);
 
     slow.set_links(&Link::perfect(2_000_000_000), &near);
     let count = delivered();
@@ -110,9 +116,7 @@ pub(crate) fn forged() {
     let link = Link::perfect(2_000_000);
     net.wires().for_each(|(_, wire)| wire.set_links(&link, &link));
     let [a, _b] = start(&net);
-    first_trace(&a, "forward");
-    let before = route(&a);
-    assert_eq!(before["hops"], json!(["10.77.0.2", "10.77.1.2"]), "{before}");
+    let before = first_route(&a, ["10.77.0.2", "10.77.1.2"]);
     let unmatched = |page: &MetricsPage| page.count("pathmeter_trace_unmatched_total", &[]);
     for (what, forge) in FORGERIES {
         let expected = unmatched(&a.page()) + COUNT;

@@ -87,9 +87,8 @@ pub(crate) fn balanced() {
     a.page_within(CONFIRMED_WITHIN, "further traces", |_| complete_traces(&a) >= before + 5);
     let flow = flows(&a).swap_remove(0)["forward"].take();
     assert_eq!(flow["route"]["hops"], json!(["10.77.0.2", [ONE, TWO], "10.77.2.2"]), "{flow}");
-    let states: Vec<&Value> =
-        flow["trace"]["hops"].as_array().unwrap().iter().map(|hop| &hop["state"]).collect();
-    assert_eq!(states, ["answered", "balanced", "answered"], "{flow}");
+    let states = flow["trace"]["hops"].as_array().unwrap().iter().map(|hop| hop["state"] == "balanced");
+    assert_eq!(states.collect::<Vec<bool>>(), [false, true, false], "{flow}");
     for (name, count) in [("route_load_balanced", 1), ("route_changed", 0), ("route_restored", 0)] {
         assert_eq!(forward_events(&a, name).len(), count, "{name}");
     }
@@ -104,16 +103,19 @@ pub(crate) fn flapping() {
     let _b = responder(&net);
     // The routers of the lab answer as fast as they are asked.
     let a = start(&net, json!({"interval": "100ms"}), "2s", json!({"router_rate": "1kpps"}));
-    let trace = first_trace(&a, "forward");
-    assert_eq!(trace["hops"][1]["responders"][0]["address"], ONE, "{trace}");
+    let has_route = |via: &str| {
+        let route = flows(&a).first().map(|flow| flow["forward"]["route"]["hops"].clone());
+        route == Some(json!(["10.77.0.2", via, "10.77.2.2"]))
+    };
+    a.page_when("the first route", |_| has_route(ONE));
     let changes = |kind: &str| forward_events(&a, &format!("route_{kind}"));
-    for (via, changed, restored) in [(TWO, 1, 0), (ONE, 1, 1), (TWO, 1, 2), (ONE, 1, 3)] {
+    let counts = || ["changed", "restored"].map(|kind| changes(kind).len());
+    for (via, expected) in [(TWO, [1, 0]), (ONE, [1, 1]), (TWO, [1, 2]), (ONE, [1, 3])] {
         route(via);
         a.page_within(CONFIRMED_WITHIN, &format!("the route through {via}"), |_| {
-            let hops = flows(&a).swap_remove(0)["forward"]["route"]["hops"].take();
-            hops == json!(["10.77.0.2", via, "10.77.2.2"])
+            has_route(via) && counts().iter().sum::<usize>() >= expected.iter().sum()
         });
-        assert_eq!([changes("changed").len(), changes("restored").len()], [changed, restored], "{via}");
+        assert_eq!(counts(), expected, "{via}");
     }
     let first = changes("changed").swap_remove(0);
     let [home, away] = [&first["from"]["id"], &first["to"]["id"]];
