@@ -254,6 +254,8 @@ pub struct IcmpError {
     pub router: IpAddr,
     /// Cause.
     pub kind: IcmpKind,
+    /// Code of the ICMP or ICMPv6 message, which says more about the cause.
+    pub code: u8,
     /// MTU of the next hop in bytes, from "fragmentation needed" or "packet too big"; `None` if the error
     /// carries none.
     pub mtu: Option<u32>,
@@ -310,6 +312,20 @@ pub enum NotSent {
     TooBig,
     /// Anything else.
     Other,
+}
+
+impl NotSent {
+    /// The reason in words.
+    #[must_use]
+    pub const fn as_text(self) -> &'static str {
+        match self {
+            Self::Unreachable => "this host has no route to it",
+            Self::Buffer => "this host has no buffer for it",
+            Self::Permission => "not permitted, for example by a firewall of this host",
+            Self::TooBig => "larger than the MTU",
+            Self::Other => "the kernel of this host rejects it",
+        }
+    }
 }
 
 /// Datagrams that a host dropped before the process could read them, per socket.
@@ -395,6 +411,7 @@ mod tests {
         let error = |extensions_at| IcmpError {
             router: [192, 0, 2, 1].into(),
             kind: IcmpKind::TtlExceeded,
+            code: 0,
             mtu: None,
             extensions_at,
         };

@@ -154,6 +154,7 @@ mod tests {
             rtt_seconds: Some(0.0),
             first_lossy_hop: None,
             ttl_clamped: false,
+            rejected: None,
             hops: hops.collect(),
         };
         StoredTrace {

@@ -133,7 +133,7 @@ fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         _ => IcmpKind::Other,
     };
     let mtu = mtu.filter(|_| kind == IcmpKind::TooBig);
-    IcmpError { router, kind, mtu, extensions_at: extensions_at(error) }
+    IcmpError { router, kind, code: error.ee_code, mtu, extensions_at: extensions_at(error) }
 }
 
 /// ICMPv6 types and codes of RFC 4443 section 3.
@@ -147,7 +147,7 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         _ => IcmpKind::Other,
     };
     let mtu = mtu.filter(|_| kind == IcmpKind::TooBig);
-    IcmpError { router, kind, mtu, extensions_at: extensions_at(error) }
+    IcmpError { router, kind, code: error.ee_code, mtu, extensions_at: extensions_at(error) }
 }
 
 /// The offset of the extensions in the bytes of the error, from `struct sock_ee_data_rfc4884`, which takes

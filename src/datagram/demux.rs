@@ -229,6 +229,7 @@ mod tests {
         let icmp = IcmpError {
             router: "198.51.100.1".parse().unwrap(),
             kind: IcmpKind::TtlExceeded,
+            code: 0,
             mtu: None,
             extensions_at: None,
         };

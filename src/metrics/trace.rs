@@ -104,8 +104,10 @@ impl TraceSeries {
             TraceReport::Unmatched => self.unmatched.inc(),
             TraceReport::Traced(trace) => self.traced(trace, now),
             TraceReport::Route { update, .. } => self.route_updated(update, now),
-            TraceReport::LossyFlow { .. } | TraceReport::Reachability(_) | TraceReport::TtlClamped { .. } => {
-            }
+            TraceReport::Rejected { .. }
+            | TraceReport::LossyFlow { .. }
+            | TraceReport::Reachability(_)
+            | TraceReport::TtlClamped { .. } => {}
         }
     }
 

@@ -63,11 +63,12 @@ impl HopSeries {
     pub fn record(&self, report: &TraceReport) {
         match report {
             TraceReport::Sent { ttl } => self.count(*ttl, |counts| counts.sent.inc()),
-            TraceReport::Answered { ttl } => self.count(*ttl, |counts| counts.answered.inc()),
+            TraceReport::Answered { ttl, .. } => self.count(*ttl, |counts| counts.answered.inc()),
             TraceReport::Traced(trace) if trace.flow == 0 => self.traced(trace),
             TraceReport::Traced(_)
             | TraceReport::Unanswered { .. }
             | TraceReport::Withdrawn
+            | TraceReport::Rejected { .. }
             | TraceReport::SendError(_)
             | TraceReport::Deferred(_)
             | TraceReport::Unmatched
@@ -211,6 +212,7 @@ mod tests {
             route: None,
             first_lossy_hop: None,
             is_ttl_clamped: false,
+            rejection: None,
         }))
     }
 
@@ -235,7 +237,7 @@ mod tests {
             series.record(&TraceReport::Sent { ttl });
         }
         for ttl in [1, 2, DESTINATION] {
-            series.record(&TraceReport::Answered { ttl });
+            series.record(&TraceReport::Answered { flow: 0, ttl, answer: None });
         }
         let answered = |last| (Some(last), HopState::Answered);
         series.record(&trace(&[answered(1), (None, HopState::Silent), answered(3)]));

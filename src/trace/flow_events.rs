@@ -12,6 +12,7 @@ use super::json::{echoes_json, route_json};
 use crate::event_log::{EventLog, EventType};
 use crate::loops::PathEvent;
 use crate::paths::PathKey;
+use crate::trace_log::RejectionRecord;
 
 /// The peer no longer answers the traces of a flow, or answers again.
 #[derive(Debug)]
@@ -55,6 +56,7 @@ struct ReachabilityFields<'a> {
     trigger: &'static str,
     route: Option<Value>,
     last_hop: Option<Value>,
+    rejected: Option<RejectionRecord>,
     before: Value,
     after: Value,
 }
@@ -87,7 +89,7 @@ impl EventType for RouteTtlClamped<'_> {
 impl PathEvent for ReachabilityChanged {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
-        let ReachabilityChange { flow, route, last_hop, trigger, lasted, .. } = &self.change;
+        let ReachabilityChange { flow, route, last_hop, rejection, trigger, lasted, .. } = &self.change;
         let (flow, trigger, direction) = (*flow, trigger.as_str(), self.direction.as_str());
         let fields = ReachabilityFields {
             probe,
@@ -98,12 +100,14 @@ impl PathEvent for ReachabilityChanged {
             trigger,
             route: route.as_ref().map(route_json),
             last_hop: last_hop.map(|(ttl, router)| json!({"ttl": ttl, "router": router})),
+            rejected: rejection.as_ref().map(RejectionRecord::from),
             before: echoes_json(&self.before),
             after: echoes_json(&self.after),
         };
+        let rejected = rejection.map(|rejection| rejection.reason.as_str());
         match lasted.as_ref().map(Duration::as_secs_f64) {
             None => {
-                warn!(%probe, %peer, family, direction, flow, trigger, ?last_hop, "route does not reach the peer");
+                warn!(%probe, %peer, family, direction, flow, trigger, ?last_hop, rejected, "route does not reach the peer");
                 log.add(&RouteUnreachable(fields));
             }
             Some(seconds) => {

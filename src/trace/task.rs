@@ -118,7 +118,10 @@ impl Recorder<Tracer> for TraceRecorder {
                 traffic.outstanding = traffic.outstanding.saturating_sub(1);
                 None
             }
-            TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => None,
+            TraceReport::Rejected { .. }
+            | TraceReport::SendError(_)
+            | TraceReport::Deferred(_)
+            | TraceReport::Unmatched => None,
             TraceReport::Traced(trace) => {
                 self.has_new_route = true;
                 self.has_traced = true;

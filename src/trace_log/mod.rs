@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::event_log::NUMBER_MAX;
 use crate::paths::PathKey;
-pub use record::{HopRecord, InterfaceRecord, LabelRecord, ResponderRecord, RttRecord, TraceRecord};
+pub use record::{
+    HopRecord, InterfaceRecord, LabelRecord, RejectionRecord, ResponderRecord, RttRecord, TraceRecord,
+};
 
 /// The latest traces, oldest first. Readers get references, so a slow reader does not delay a loop.
 #[derive(Debug, Default)]
@@ -138,7 +140,8 @@ mod tests {
             "direction":"forward","flow":0,"trigger":"start","route":null,"reached":true,"routers":0,
             "duration_seconds":0.01,"rtt_seconds":0.01,"first_lossy_hop":null,"hops":[]}"#;
         let stored: StoredTrace = serde_json::from_str(line).unwrap();
-        assert_eq!((stored.number, stored.trace.ttl_clamped), (7, false));
+        let trace = &stored.trace;
+        assert_eq!((stored.number, trace.ttl_clamped, &trace.rejected), (7, false, &None));
     }
 
     #[test]
@@ -158,6 +161,7 @@ mod tests {
                 route: None,
                 first_lossy_hop: None,
                 is_ttl_clamped: false,
+                rejection: None,
             };
             log.add(&path, Direction::Forward, &trace);
         }

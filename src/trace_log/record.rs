@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pathmeter_proto::trace::{Answer, AnswerExtensions, Hop, Interface, Trace};
+use pathmeter_proto::trace::{Answer, AnswerExtensions, Hop, Interface, Rejection, Trace};
 use pathmeter_proto::wire::icmp_extensions::MplsLabel;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +26,24 @@ pub struct TraceRecord {
     /// versions that did not look for it have no such field.
     #[serde(default)]
     pub ttl_clamped: bool,
+    /// The nearest router, or the destination's host, that rejected a probe; `None` if none was rejected.
+    #[serde(default)]
+    pub rejected: Option<RejectionRecord>,
     /// The hops in the order of their TTL.
     pub hops: Vec<HopRecord>,
+}
+
+/// A rejection of a probe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RejectionRecord {
+    /// TTL of the hop at which it was rejected; `None` if it is not known.
+    pub ttl: Option<u8>,
+    /// Address of the router or host that rejected it.
+    pub address: IpAddr,
+    /// Why, [`RejectionReason::as_str`](pathmeter_proto::trace::RejectionReason::as_str).
+    pub reason: Cow<'static, str>,
+    /// Time from the probe to the error.
+    pub rtt_seconds: f64,
 }
 
 /// A hop of a trace.
@@ -107,8 +123,16 @@ impl From<&Trace> for TraceRecord {
             rtt_seconds: trace.rtt.map(|rtt| rtt.as_secs_f64()),
             first_lossy_hop: trace.first_lossy_hop,
             ttl_clamped: trace.is_ttl_clamped,
+            rejected: trace.rejection.as_ref().map(RejectionRecord::from),
             hops: trace.hops.iter().map(HopRecord::from).collect(),
         }
+    }
+}
+
+impl From<&Rejection> for RejectionRecord {
+    fn from(rejection: &Rejection) -> Self {
+        let Rejection { ttl, address, reason, rtt } = *rejection;
+        Self { ttl, address, reason: reason.as_str().into(), rtt_seconds: rtt.as_secs_f64() }
     }
 }
 

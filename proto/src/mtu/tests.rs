@@ -280,7 +280,13 @@ impl TestPath {
             }
             Event::RouterError(quoted, mtu) => {
                 let router = [192, 0, 2, 9].into();
-                let icmp = IcmpError { router, kind: IcmpKind::TooBig, mtu: Some(mtu), extensions_at: None };
+                let icmp = IcmpError {
+                    router,
+                    kind: IcmpKind::TooBig,
+                    code: 0,
+                    mtu: Some(mtu),
+                    extensions_at: None,
+                };
                 let about = arrival(responder, Some(icmp));
                 // As much as a router quotes: 576 bytes in total.
                 self.search.received(&quoted[..quoted.len().min(548)], &about);
@@ -590,7 +596,7 @@ impl TestSearch {
     }
 
     fn router_error(&mut self, quoted: &[u8], kind: IcmpKind, mtu: Option<u32>) {
-        let icmp = Some(IcmpError { router: [192, 0, 2, 9].into(), kind, mtu, extensions_at: None });
+        let icmp = Some(IcmpError { router: [192, 0, 2, 9].into(), kind, code: 0, mtu, extensions_at: None });
         self.search.received(quoted, &Arrival { icmp, ..self.arrival() });
     }
 

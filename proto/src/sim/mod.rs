@@ -17,6 +17,6 @@ pub use echo_host::EchoHost;
 pub use ledger::{Counts, Ledger};
 pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Packet, Queue, Rewrite};
 pub use random::Random;
-pub use routers::{Answers, Balance, RouterNetwork, Segment, SimRouter, Transit};
+pub use routers::{Answers, Balance, Rejects, RouterNetwork, Segment, SimRouter, Transit};
 pub use trace_world::TraceWorld;
 pub use world::{Host, Scheduling, SimResponder, World};

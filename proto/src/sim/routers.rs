@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::random::Random;
+use crate::machine::IcmpKind;
 use crate::schedule::mix;
 
 /// Routers in a row between two hosts. Packets of one direction pass one router of each segment.
@@ -51,8 +52,24 @@ pub struct SimRouter {
     pub extensions: Vec<u8>,
     /// The TTL that packets leave it with, instead of one less than they came with.
     pub sets_ttl: Option<u8>,
+    /// How it rejects all packets; `None`: it forwards them.
+    pub rejects: Option<Rejects>,
     tokens: f64,
     refilled_at: u64,
+}
+
+/// How a router rejects packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejects {
+    /// The kind of its error.
+    pub kind: IcmpKind,
+    /// The code of its error.
+    pub code: u8,
+    /// Time until it sends the error, in nanoseconds: routers look for the next host for seconds.
+    pub after: u64,
+    /// Whether it does so before it looks at the TTL: Linux rejects by its routes before, and by its firewall
+    /// after that.
+    pub is_before_ttl: bool,
 }
 
 /// Which expired packets a router answers.
@@ -94,6 +111,19 @@ pub enum Transit {
         /// When the answer arrives at the sender.
         at: u64,
     },
+    /// A router rejected it, and its error arrives.
+    Rejected {
+        /// The router.
+        router: IpAddr,
+        /// Bytes that it quotes after the UDP header.
+        quoted_bytes: usize,
+        /// The kind of the error.
+        kind: IcmpKind,
+        /// The code of the error.
+        code: u8,
+        /// When the error arrives at the sender.
+        at: u64,
+    },
     /// Nothing arrives anywhere.
     Lost,
 }
@@ -109,9 +139,21 @@ impl SimRouter {
             quoted_bytes: 520,
             extensions: Vec::new(),
             sets_ttl: None,
+            rejects: None,
             tokens: 0.0,
             refilled_at: 0,
         }
+    }
+
+    /// Rejects a packet that arrives with this TTL, if it does so.
+    fn reject(&mut self, ttl: u8, at: u64, sent: u64, random: &mut Random) -> Option<Transit> {
+        let Rejects { kind, code, after, is_before_ttl } = self.rejects?;
+        if ttl <= 1 && !is_before_ttl {
+            return None;
+        }
+        let (router, quoted_bytes) = (self.address, self.quoted_bytes);
+        let rejected = Transit::Rejected { router, quoted_bytes, kind, code, at: 2 * at - sent + after };
+        Some(if self.answers(at, random) { rejected } else { Transit::Lost })
     }
 
     fn answers(&mut self, at: u64, random: &mut Random) -> bool {
@@ -156,6 +198,9 @@ impl RouterNetwork {
             };
             let count = segment.routers.len() as u64;
             let router = &mut segment.routers[usize::try_from(choice % count).expect("below a length")];
+            if let Some(rejected) = router.reject(ttl, at, sent, random) {
+                return rejected;
+            }
             ttl -= 1;
             if ttl == 0 {
                 return match router.answers(at, random) {

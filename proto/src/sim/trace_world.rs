@@ -216,7 +216,13 @@ impl TraceWorld {
             Transit::Expired { router, quoted_bytes, extensions, at } => {
                 bytes.truncate(quoted_bytes);
                 let extensions_at = attach(&mut bytes, &extensions);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at };
+                let error =
+                    IcmpError { router, kind: IcmpKind::TtlExceeded, code: 0, mtu: None, extensions_at };
+                self.schedule(at, TraceEvent::Error { flow, quoted: bytes, error });
+            }
+            Transit::Rejected { router, quoted_bytes, kind, code, at } => {
+                bytes.truncate(quoted_bytes);
+                let error = IcmpError { router, kind, code, mtu: None, extensions_at: None };
                 self.schedule(at, TraceEvent::Error { flow, quoted: bytes, error });
             }
             Transit::Lost => {}
@@ -254,7 +260,13 @@ impl TraceWorld {
             Transit::Expired { router, quoted_bytes, extensions, at } => {
                 bytes.truncate(quoted_bytes);
                 let extensions_at = attach(&mut bytes, &extensions);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at };
+                let error =
+                    IcmpError { router, kind: IcmpKind::TtlExceeded, code: 0, mtu: None, extensions_at };
+                self.schedule(at, TraceEvent::ReverseError { flow, quoted: bytes, error });
+            }
+            Transit::Rejected { router, quoted_bytes, kind, code, at } => {
+                bytes.truncate(quoted_bytes);
+                let error = IcmpError { router, kind, code, mtu: None, extensions_at: None };
                 self.schedule(at, TraceEvent::ReverseError { flow, quoted: bytes, error });
             }
             Transit::Lost => {}

@@ -379,6 +379,7 @@ impl World {
             let icmp = waiting.icmp.map(|kind| IcmpError {
                 router: ROUTER.into(),
                 kind,
+                code: 0,
                 mtu: None,
                 extensions_at: None,
             });

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Answer, DESTINATION, Trigger};
+use super::{Answer, DESTINATION, Rejection, Trigger};
 use crate::schedule::mix;
 use crate::time::Timestamp;
 
@@ -43,6 +43,21 @@ pub(super) struct BurstProbe {
     pub(super) answer: Option<Answer>,
     /// Whether the destination answered.
     pub(super) is_reached: bool,
+    /// Present if it was rejected on the way.
+    pub(super) rejection: Option<Rejection>,
+}
+
+impl BurstProbe {
+    /// A probe that was not answered yet.
+    pub(super) const fn new(sequence: u64, ttl: u8, sent_at: Timestamp) -> Self {
+        Self { sequence, ttl, sent_at, answer: None, is_reached: false, rejection: None }
+    }
+
+    /// The time until it was answered or rejected; `None`: nothing came back.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        let rejected = self.rejection.map(|rejection| rejection.rtt);
+        self.answer.as_ref().map(|answer| answer.rtt).or(rejected)
+    }
 }
 
 /// How the probes of a burst are sent.
@@ -213,6 +228,19 @@ impl Burst {
         }
     }
 
+    /// A probe with this TTL was rejected: those with a larger one get no further. If the number of routers
+    /// is known, all probes are sent, because the destination may still answer.
+    pub(super) fn rejected(&mut self, ttl: u8) {
+        let is_known = match self.method {
+            BurstMethod::Reported { .. } => matches!(self.stage, Stage::Hops(_)),
+            BurstMethod::Searched { .. } => self.nearest.is_some(),
+        };
+        if ttl != DESTINATION && !is_known {
+            self.hops_max = self.hops_max.min(ttl);
+            self.to_send.retain(|queued| *queued == DESTINATION || *queued < ttl);
+        }
+    }
+
     /// Sends no further limited probes.
     pub(super) fn skip_hops(&mut self) {
         self.to_send.retain(|ttl| *ttl == DESTINATION);
@@ -252,7 +280,7 @@ impl Burst {
     }
 
     fn timeout(&self) -> Duration {
-        let longest = self.probes.iter().filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).max();
+        let longest = self.probes.iter().filter_map(BurstProbe::rtt).max();
         let of_destination = self.probes.iter().find(|probe| probe.ttl == DESTINATION);
         let of_destination = of_destination.and_then(|probe| Some(probe.answer.as_ref()?.rtt));
         match self.known_rtt.or(of_destination) {
@@ -265,8 +293,12 @@ impl Burst {
     /// When the last of the probes that wait for an answer has waited long enough; `None`: none waits.
     fn waits_until(&self, drained: Timestamp) -> Option<Timestamp> {
         let timeout = self.timeout();
-        let waiting = self.probes.iter().filter(|probe| probe.answer.is_none());
+        let waiting = self.probes.iter().filter(|probe| probe.rtt().is_none());
         waiting.map(|probe| probe.sent_at + timeout).filter(|until| *until > drained).max()
+    }
+
+    fn is_destination_rejected(&self) -> bool {
+        self.probes.iter().any(|probe| probe.ttl == DESTINATION && probe.rejection.is_some())
     }
 
     /// The largest TTL at which something answered; 0: none.
@@ -296,7 +328,7 @@ impl Burst {
 
     pub(super) fn step(&mut self, now: Timestamp, drained: Timestamp) -> BurstStep {
         if let Stage::Distance = self.stage
-            && drained >= self.began + DISTANCE_TIMEOUT
+            && (drained >= self.began + DISTANCE_TIMEOUT || self.is_destination_rejected())
         {
             self.stage = Stage::Waves { sent_to: 0, next_at: now };
         }
@@ -366,13 +398,7 @@ mod tests {
             match burst.step(time, time) {
                 BurstStep::Send(ttl) => {
                     let sequence = u64::try_from(burst.probes().len()).unwrap();
-                    burst.queued(BurstProbe {
-                        sequence,
-                        ttl,
-                        sent_at: time,
-                        answer: None,
-                        is_reached: false,
-                    });
+                    burst.queued(BurstProbe::new(sequence, ttl, time));
                     sent.push((ttl, u64::try_from(time.since(at(0)).as_micros()).unwrap()));
                 }
                 BurstStep::Wait(next) if next <= at(until) => {
@@ -534,13 +560,7 @@ mod tests {
             match burst.step(time, time) {
                 BurstStep::Send(ttl) => {
                     let sequence = u64::try_from(sent.len()).unwrap();
-                    burst.queued(BurstProbe {
-                        sequence,
-                        ttl,
-                        sent_at: time,
-                        answer: None,
-                        is_reached: false,
-                    });
+                    burst.queued(BurstProbe::new(sequence, ttl, time));
                     sent.push((ttl, u64::try_from(time.since(at(0)).as_millis()).unwrap()));
                     if !silent.contains(&ttl) {
                         answers.push_back((time + Duration::from_millis(10), sequence, ttl));

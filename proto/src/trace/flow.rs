@@ -7,9 +7,12 @@ use std::time::Duration;
 use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep, SPACING};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
 use super::reachability::Reachability;
+use super::rejection;
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
 use super::ttl_clamp::TtlClamp;
-use super::{Answer, DESTINATION, Direction, Hop, ProbeProtocol, TRACE_GAP_MIN, Trace, TraceReport, Trigger};
+use super::{
+    Answer, DESTINATION, Direction, Hop, ProbeProtocol, Rejection, TRACE_GAP_MIN, Trace, TraceReport, Trigger,
+};
 use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
@@ -61,6 +64,9 @@ pub(super) struct TracedFlow {
     /// If the number of routers is searched for and not known yet: the largest TTL at which a router
     /// answered, and the smallest one that reached the destination.
     search: (u8, Option<u8>),
+    /// The latest rejection that came after its trace was complete. A router that looks for the next host in
+    /// vain rejects packets after seconds.
+    late_rejection: Option<Rejection>,
     /// What else the answers so far say about the route.
     found_updates: VecDeque<RouteUpdate>,
     pub(super) reachability: Reachability,
@@ -153,6 +159,7 @@ impl TracedFlow {
             bursts: 0,
             in_flight: None,
             search: (0, None),
+            late_rejection: None,
             found_updates: VecDeque::new(),
             reachability: Reachability::new(),
             ttl_clamp: TtlClamp::default(),
@@ -221,6 +228,13 @@ impl TracedFlow {
 
     fn hop(&self, ttl: u8) -> Option<&HopHistory> {
         self.hops.get(usize::from(ttl).checked_sub(1)?)
+    }
+
+    /// The first hop, up to a TTL, at which this router answered last.
+    fn hop_of(&self, router: IpAddr, ttl_max: u8) -> Option<u8> {
+        (1..=ttl_max).zip(&self.hops).find_map(|(ttl, hop)| {
+            hop.last_responder().is_some_and(|known| known.address == router).then_some(ttl)
+        })
     }
 
     fn hop_mut(&mut self, ttl: u8) -> &mut HopHistory {
@@ -364,12 +378,18 @@ impl TracedFlow {
         let rtt = probes.iter().filter(|probe| probe.is_reached);
         let rtt = rtt.filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).min();
         let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
-        let length = match (rtt, routers) {
-            // Who answered says nothing about the hop.
+        let late = self.late_rejection.filter(|_| rtt.is_none());
+        let rejection = rejection::nearest(probes, late, |router, ttl_max| self.hop_of(router, ttl_max));
+        // TTLs that are rewritten say nothing about the hop.
+        let rejected_at = rejection.and_then(|rejection| rejection.ttl).filter(|_| !is_ttl_clamped);
+        let rejection = rejection.map(|rejection| Rejection { ttl: rejected_at, ..rejection });
+        let length = match (rtt, routers, rejected_at) {
             _ if is_ttl_clamped => 0,
-            (Some(_), Some(routers)) => routers,
-            (None, Some(routers)) => routers.min(last_answered.saturating_add(1)),
-            (_, None) => last_answered,
+            (Some(_), Some(routers), _) => routers,
+            // The rejecting router ends the route as a destination does.
+            (None, _, Some(ttl)) => last_answered.max(ttl - 1),
+            (None, Some(routers), None) => routers.min(last_answered.saturating_add(1)),
+            (_, None, _) => last_answered,
         };
         let length = length.min(self.hops_max);
         let mut states = states(&self.hops, &self.destination);
@@ -388,9 +408,8 @@ impl TracedFlow {
             Hop { ttl, state, sent, answers, responder }
         });
         let hops: Vec<Hop> = hops.collect();
-        let last_answer =
-            probes.iter().filter_map(|probe| Some(probe.sent_at + probe.answer.as_ref()?.rtt)).max();
-        let is_full = probes.iter().all(|probe| probe.answer.is_some());
+        let last_answer = probes.iter().filter_map(|probe| Some(probe.sent_at + probe.rtt()?)).max();
+        let is_full = probes.iter().all(|probe| probe.rtt().is_some());
         let ended = last_answer.filter(|_| is_full).unwrap_or(now);
         Trace {
             flow: self.index,
@@ -404,6 +423,7 @@ impl TracedFlow {
             hops,
             route: self.route.current().map(|route| route.id),
             is_ttl_clamped,
+            rejection,
         }
     }
 
@@ -523,7 +543,7 @@ impl TracedFlow {
         if self.protocol == ProbeProtocol::Tcp {
             self.in_flight = Some((sequence, at + self.answer_timeout()));
         }
-        let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None, is_reached: false };
+        let probe = BurstProbe::new(sequence, ttl, at);
         if let Some(burst) = &mut self.burst {
             burst.queued(probe);
         } else if self.has_rounds() {
@@ -557,6 +577,19 @@ impl TracedFlow {
         if let Some(probe) = self.probe_mut(sequence) {
             probe.answer.get_or_insert(answer);
             probe.is_reached = is_reached;
+        }
+    }
+
+    /// A probe was rejected. It counts as unanswered: the TTL of a rejected probe says nothing about a hop.
+    pub(super) fn rejected(&mut self, sequence: u64, ttl: u8, rejection: Rejection) {
+        self.in_flight.take_if(|(latest, _)| *latest == sequence);
+        let Some(probe) = self.probe_mut(sequence) else {
+            self.late_rejection = Some(rejection);
+            return;
+        };
+        probe.rejection.get_or_insert(rejection);
+        if let Some(burst) = &mut self.burst {
+            burst.rejected(ttl);
         }
     }
 
@@ -657,6 +690,7 @@ impl TracedFlow {
                 self.destination.answered(Answer::new(from, rtt), at);
             }
             self.rtt = Some(rtt);
+            self.late_rejection = None;
         }
         self.answer(sequence, Answer::new(from, rtt), is_reached);
         if is_searching {

@@ -106,6 +106,7 @@ impl TracedFlow {
             flow: self.index,
             route: self.route().current().cloned(),
             last_hop: self.reachability.last_hop(),
+            rejection: self.reachability.rejection(),
             trigger: self.last_trigger(),
             since,
             lasted: answered.map(|at| at.since(since)),

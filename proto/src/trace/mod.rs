@@ -21,6 +21,7 @@ mod flow_reports;
 mod hop;
 mod probe_match;
 mod reachability;
+mod rejection;
 mod reverse;
 mod route;
 mod tracer;
@@ -40,6 +41,7 @@ pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
 pub use reachability::ReachabilityChange;
+pub use rejection::{Rejection, RejectionReason};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
 pub use ttl_clamp::{CLAMPED_FOR, TtlRewriting};
@@ -215,8 +217,19 @@ pub enum TraceReport {
     },
     /// A probe was answered.
     Answered {
+        /// Its flow.
+        flow: u8,
         /// Its TTL.
         ttl: u8,
+        /// The answer of a router; `None`: the destination answered.
+        answer: Option<Answer>,
+    },
+    /// A probe was rejected on the way. It counts as unanswered later.
+    Rejected {
+        /// Its flow.
+        flow: u8,
+        /// The rejection, with the TTL of the probe.
+        rejection: Rejection,
     },
     /// A probe was not answered within [`ANSWER_AGE_MAX`].
     Unanswered {
@@ -295,6 +308,10 @@ pub struct Trace {
     pub first_lossy_hop: Option<u8>,
     /// Whether a device on the way rewrites TTLs. Then hops and the number of routers are not known.
     pub is_ttl_clamped: bool,
+    /// The nearest router, or the destination's host, that rejected a probe; `None` if none was rejected, and
+    /// always on the way back. Where the number of routers is searched for, a rejection by the destination is
+    /// its answer.
+    pub rejection: Option<Rejection>,
 }
 
 /// A hop of a trace.

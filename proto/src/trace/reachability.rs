@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::rejection::Rejection;
 use super::route::Route;
 use super::{TRACE_GAP_MIN, Trace, Trigger};
 use crate::time::Timestamp;
@@ -17,6 +18,8 @@ pub struct ReachabilityChange {
     pub route: Option<Route>,
     /// TTL and address of the last hop that answered in the latest trace; `None` if none did.
     pub last_hop: Option<(u8, IpAddr)>,
+    /// The rejection of the latest trace; `None` if no probe was rejected.
+    pub rejection: Option<Rejection>,
     /// What led to the latest trace.
     pub trigger: Trigger,
     /// When the first probe was sent that was not answered.
@@ -39,6 +42,8 @@ pub(super) struct Reachability {
     /// Sequence number of the latest probe that was answered. Earlier ones say nothing about the time since.
     answered: Option<u64>,
     last_hop: Option<(u8, IpAddr)>,
+    /// Of the latest trace.
+    rejection: Option<Rejection>,
     /// Sequence numbers of the latest checks, oldest first.
     checks: VecDeque<u64>,
 }
@@ -88,12 +93,27 @@ const CHECKS_IN_FLIGHT: usize = 16;
 
 impl Reachability {
     pub(super) fn new() -> Self {
-        Self { state: State::Unknown, left_at: None, answered: None, last_hop: None, checks: VecDeque::new() }
+        Self {
+            state: State::Unknown,
+            left_at: None,
+            answered: None,
+            last_hop: None,
+            rejection: None,
+            checks: VecDeque::new(),
+        }
     }
 
     /// The last hop that answered in the latest trace.
     pub(super) fn last_hop(&self) -> Option<(u8, IpAddr)> {
         self.last_hop
+    }
+
+    /// The rejection of the latest trace, unless the destination has answered since.
+    pub(super) fn rejection(&self) -> Option<Rejection> {
+        match self.state {
+            State::Missed(_) => self.rejection,
+            State::Unknown | State::Answers => None,
+        }
     }
 
     /// The peer announced at `at` that it leaves: that it does not answer is not reported until it has
@@ -141,6 +161,7 @@ impl Reachability {
     ) -> Option<Timestamp> {
         let answered = trace.hops.iter().rev().filter_map(|hop| Some((hop.ttl, hop.answers.first()?.router)));
         self.last_hop = answered.clone().next();
+        self.rejection = trace.rejection;
         let is_missed = trace.rtt.is_none();
         match (&mut self.state, sent.filter(|_| is_missed)) {
             (State::Missed(missed), Some(_)) => missed.traces = missed.traces.saturating_add(1),
@@ -233,6 +254,7 @@ mod tests {
             route: None,
             first_lossy_hop: None,
             is_ttl_clamped: false,
+            rejection: None,
         }
     }
 

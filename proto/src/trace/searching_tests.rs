@@ -45,6 +45,8 @@ enum Fate {
     Destination,
     /// By a firewall of the destination.
     Rejected,
+    /// By a router.
+    RejectedBy(u8),
     Unanswered,
 }
 
@@ -99,14 +101,29 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
             Fate::Unanswered => {}
             Fate::Rejected => {
                 let kind = IcmpKind::Prohibited;
-                let icmp =
-                    Some(IcmpError { router: arrival.from.ip(), kind, mtu: None, extensions_at: None });
+                let icmp = Some(IcmpError {
+                    router: arrival.from.ip(),
+                    kind,
+                    code: 0,
+                    mtu: None,
+                    extensions_at: None,
+                });
+                self.answers.push_back((due, Arrival { icmp, ..arrival }, datagram));
+            }
+            Fate::RejectedBy(last) => {
+                let (router, kind) = (IpAddr::from([10, 0, 0, last]), IcmpKind::Prohibited);
+                let icmp = Some(IcmpError { router, kind, code: 13, mtu: None, extensions_at: None });
                 self.answers.push_back((due, Arrival { icmp, ..arrival }, datagram));
             }
             Fate::Destination if self.protocol == ProbeProtocol::ClosedPort => {
                 let kind = IcmpKind::PortUnreachable;
-                let icmp =
-                    Some(IcmpError { router: arrival.from.ip(), kind, mtu: None, extensions_at: None });
+                let icmp = Some(IcmpError {
+                    router: arrival.from.ip(),
+                    kind,
+                    code: 0,
+                    mtu: None,
+                    extensions_at: None,
+                });
                 self.answers.push_back((due, Arrival { icmp, ..arrival }, datagram));
             }
             Fate::Destination => {
@@ -118,7 +135,7 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
             }
             Fate::Router(last) => {
                 let (router, kind) = (IpAddr::from([10, 0, 0, last]), IcmpKind::TtlExceeded);
-                let icmp = Some(IcmpError { router, kind, mtu: None, extensions_at: None });
+                let icmp = Some(IcmpError { router, kind, code: 0, mtu: None, extensions_at: None });
                 let mut quoted = datagram;
                 if self.protocol == ProbeProtocol::Icmp {
                     // The kernel of a ping socket has written its identifier and the checksum.
@@ -409,7 +426,11 @@ fn other_router_at_a_hop_is_an_event_within_an_interval() {
     for protocol in PROTOCOLS {
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 6) {
             Fate::Router(3) if time >= at(40_000) => Fate::Router(103),
-            fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
+            fate @ (Fate::Router(_)
+            | Fate::Destination
+            | Fate::Rejected
+            | Fate::RejectedBy(_)
+            | Fate::Unanswered) => fate,
         });
         world.run_until(at(75_000));
         let updates = world.updates();
@@ -424,7 +445,11 @@ fn silent_routers_are_marked_and_the_route_goes_on_behind_them() {
             let is_silent = silent.clone();
             let mut world = World::new(protocol, 5, move |ttl, _, _| match route(ttl, 6) {
                 Fate::Router(last) if is_silent.contains(&last) => Fate::Unanswered,
-                fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
+                fate @ (Fate::Router(_)
+                | Fate::Destination
+                | Fate::Rejected
+                | Fate::RejectedBy(_)
+                | Fate::Unanswered) => fate,
             });
             world.run_until(at(300_000));
             world.check_counts();
@@ -476,7 +501,11 @@ fn destination_that_is_down_ends_the_trace_and_is_reported_but_is_no_change_of_t
         let down = at(100_000)..at(500_000);
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 4) {
             Fate::Destination if down.contains(&time) => Fate::Unanswered,
-            fate @ (Fate::Router(_) | Fate::Destination | Fate::Rejected | Fate::Unanswered) => fate,
+            fate @ (Fate::Router(_)
+            | Fate::Destination
+            | Fate::Rejected
+            | Fate::RejectedBy(_)
+            | Fate::Unanswered) => fate,
         });
         world.run_until(at(400_000));
         world.check_counts();
@@ -503,6 +532,7 @@ fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
         let icmp = IcmpError {
             router: [10, 9, 9, 9].into(),
             kind: IcmpKind::TtlExceeded,
+            code: 0,
             mtu: None,
             extensions_at: None,
         };
@@ -525,5 +555,32 @@ fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
         let unmatched =
             world.reports.iter().filter(|report| matches!(report, TraceReport::Unmatched)).count();
         assert_eq!((unmatched, world.traces().len()), (10, before), "{protocol:?}");
+    }
+}
+
+#[test]
+fn router_that_rejects_probes_ends_the_search() {
+    for protocol in [ProbeProtocol::Icmp, ProbeProtocol::ClosedPort, ProbeProtocol::Tcp] {
+        // The firewall of router 3 lets those pass whose TTL ends there.
+        for (is_before_ttl, hops) in [(true, 2), (false, 3)] {
+            let fate = move |ttl: u8, _, _| match ttl {
+                1 | 2 => Fate::Router(ttl),
+                3 if !is_before_ttl => Fate::Router(3),
+                _ => Fate::RejectedBy(3),
+            };
+            let mut world = World::new(protocol, 1, fate);
+            world.run_until(at(1_000));
+            let [trace] = world.traces()[..] else { panic!("{protocol:?}") };
+            let reason = RejectionReason::Prohibited;
+            let expected = Rejection { ttl: Some(3), address: [10, 0, 0, 3].into(), reason, rtt: RTT };
+            assert_eq!(trace.rejection, Some(expected), "{protocol:?}");
+            assert_eq!((trace.hops.len(), trace.routers, trace.rtt), (hops, None, None), "{protocol:?}");
+            assert!(trace.hops.iter().all(|hop| hop.answers.len() == 1), "{protocol:?}");
+            assert!(trace.duration < Duration::from_millis(100), "{protocol:?}: {:?}", trace.duration);
+            // A wave of eight hops, or one hop after the other.
+            let probes = if protocol == ProbeProtocol::Tcp { hops + 2 } else { 9 };
+            assert_eq!(world.sent, u64::try_from(probes).unwrap(), "{protocol:?}");
+            world.check_counts();
+        }
     }
 }

@@ -30,6 +30,7 @@ fn expired(router: [u8; 4], at: Timestamp) -> Arrival {
     let icmp = Some(IcmpError {
         router: router.into(),
         kind: IcmpKind::TtlExceeded,
+        code: 0,
         mtu: None,
         extensions_at: None,
     });
@@ -197,7 +198,7 @@ fn changed_reply(
 /// The TTLs that were reported as answered.
 fn answered(reports: &[TraceReport]) -> Vec<u8> {
     let found = reports.iter().filter_map(|report| {
-        let TraceReport::Answered { ttl } = report else { return None };
+        let TraceReport::Answered { ttl, .. } = report else { return None };
         Some(*ttl)
     });
     found.collect()
@@ -260,6 +261,7 @@ fn replies_and_errors_are_owned_if_they_belong_to_a_probe_of_their_flow() {
         icmp: Some(IcmpError {
             router: [10, 0, 0, 1].into(),
             kind: IcmpKind::PortUnreachable,
+            code: 0,
             mtu: None,
             extensions_at: None,
         }),
@@ -626,7 +628,10 @@ fn reply_without_a_limited_ttl_cannot_be_deferred() {
     });
     test.tracer.received(&reply, &arrival(at(30)));
     test.sent_until(at(30), at(30));
-    assert_eq!(test.take(Direction::Reverse), [TraceReport::Answered { ttl: DESTINATION }]);
+    assert_eq!(
+        test.take(Direction::Reverse),
+        [TraceReport::Answered { flow: 0, ttl: DESTINATION, answer: None }]
+    );
 }
 
 /// The kernel's time of a send may come after the answer, and is later than the driver's.

@@ -13,7 +13,7 @@ use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
     ANSWER_AGE_MAX, Answer, AnswerExtensions, DESTINATION, DirectedReport, Direction, Finding, ProbeProtocol,
-    Route, TraceReport, TraceSpec, Trigger,
+    Rejection, RejectionReason, Route, TraceReport, TraceSpec, Trigger,
 };
 use crate::echo::{Profile, Quirks, RequestContents, RequestExtensions, credible_turnaround, encode};
 use crate::machine::{
@@ -245,17 +245,21 @@ impl Tracer {
             self.traced(Direction::Forward, arrival.flow)?.unlimited_ended(router);
             return Some(());
         }
-        match icmp.kind {
-            IcmpKind::TtlExceeded if is_limited => {}
-            // The sender of these errors rejected the packet at an unknown hop.
-            IcmpKind::PortUnreachable
-            | IcmpKind::Unreachable
-            | IcmpKind::Prohibited
-            | IcmpKind::TooBig
-            | IcmpKind::TtlExceeded
-            | IcmpKind::Other => return Some(()),
-        }
         let rtt = arrival.at.since(probe.at);
+        if let Some(reason) = RejectionReason::of(icmp) {
+            // Of the way back, only the peer knows more.
+            if probe.direction == Direction::Forward && !probe.is_answered {
+                let ttl = probe.ttl;
+                let limit = Some(ttl).filter(|_| is_limited);
+                let rejection = Rejection { ttl: limit, address: router, reason, rtt };
+                self.traced(Direction::Forward, arrival.flow)?.rejected(sequence, ttl, rejection);
+                self.report(Direction::Forward, TraceReport::Rejected { flow: arrival.flow, rejection });
+            }
+            return Some(());
+        }
+        if icmp.kind != IcmpKind::TtlExceeded || !is_limited {
+            return Some(());
+        }
         if !probe.is_answered {
             self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(probe.ttl, router);
         }
@@ -269,7 +273,8 @@ impl Tracer {
         let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| !probe.is_answered) else { return };
         probe.is_answered = true;
         let SentProbe { flow, direction, ttl, .. } = *probe;
-        self.report(direction, TraceReport::Answered { ttl });
+        let report = TraceReport::Answered { flow, ttl, answer: Some(answer.clone()) };
+        self.report(direction, report);
         let Some(traced) = self.traced(direction, flow) else { return };
         if let Some(update) = traced.answered(sequence, ttl, answer, at) {
             self.report_route(direction, flow, update);
@@ -303,7 +308,7 @@ impl Tracer {
         }
         let SentProbe { flow, direction, ttl, at: sent_at, .. } = *probe;
         let (from, rtt, at) = (arrival.from.ip(), arrival.at.since(sent_at), arrival.at);
-        self.report(direction, TraceReport::Answered { ttl });
+        self.report(direction, TraceReport::Answered { flow, ttl, answer: None });
         let traced = self.traced(direction, flow)?;
         let reply = DestinationReply { sequence, sent_ttl: ttl, arrived_ttl: None, sent_at, at };
         traced.destination_answered(reply);
@@ -372,7 +377,7 @@ impl Tracer {
                 }
             },
         };
-        self.report(direction, TraceReport::Answered { ttl });
+        self.report(direction, TraceReport::Answered { flow, ttl, answer: None });
         let Some(traced) = self.traced(direction, flow) else { return Some(()) };
         let (sent_ttl, sent_at) = (ttl, at);
         let at = arrival.at;

@@ -175,7 +175,7 @@ impl Run {
 
     fn receive_error(&mut self, quoted: &[u8], flow: u8, router: IpAddr, kind: IcmpKind) {
         self.answered.insert(router);
-        let icmp = Some(IcmpError { router, kind, mtu: None, extensions_at: None });
+        let icmp = Some(IcmpError { router, kind, code: 0, mtu: None, extensions_at: None });
         let arrival = Arrival { flow, icmp, ..arrival(source(0), self.at) };
         let _ = self.enumerator.owns(quoted, &arrival);
         self.enumerator.received(quoted, &arrival);

@@ -65,8 +65,13 @@ pub(crate) fn responder(bytes: &[u8]) {
             assert!(send.ttl == SENT_TTL || is_limited_to(&reply, send.ttl), "TTL {}", send.ttl);
             if flags & 16 != 0 {
                 let router = [10, 0, 0, send.ttl].into();
-                let icmp =
-                    Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
+                let icmp = Some(IcmpError {
+                    router,
+                    kind: IcmpKind::TtlExceeded,
+                    code: 0,
+                    mtu: None,
+                    extensions_at: None,
+                });
                 responder.received(&reply, &Arrival { icmp, ..arrival(from, at) });
             }
             last = reply;
@@ -257,6 +262,7 @@ impl Run {
                     arrival.icmp = Some(IcmpError {
                         router,
                         kind: IcmpKind::TtlExceeded,
+                        code: 0,
                         mtu: None,
                         extensions_at: None,
                     });

@@ -177,8 +177,13 @@ impl Run {
         let (how, ttl) = (input.byte(), input.byte());
         if send.ttl != SENT_TTL && how & 0x80 == 0 {
             let router = router(input.byte());
-            let icmp =
-                Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
+            let icmp = Some(IcmpError {
+                router,
+                kind: IcmpKind::TtlExceeded,
+                code: 0,
+                mtu: None,
+                extensions_at: None,
+            });
             self.responder.received(&reply, &Arrival { icmp, ..arrival(from, self.at) });
             return;
         }
@@ -228,7 +233,8 @@ impl Run {
     }
 
     fn receive_error(&mut self, quoted: &[u8], flow: u8, input: &mut Input) {
-        let kind = match input.byte() % 8 {
+        let choice = input.byte();
+        let kind = match choice % 8 {
             0 => IcmpKind::PortUnreachable,
             1 => IcmpKind::Unreachable,
             2 => IcmpKind::Prohibited,
@@ -236,7 +242,13 @@ impl Run {
             4 => IcmpKind::Other,
             _ => IcmpKind::TtlExceeded,
         };
-        let mut icmp = IcmpError { router: router(input.byte()), kind, mtu: None, extensions_at: None };
+        let mut icmp = IcmpError {
+            router: router(input.byte()),
+            kind,
+            code: choice / 8,
+            mtu: None,
+            extensions_at: None,
+        };
         // High numbers of routers attach something: what they quote ends anywhere, and is a structure or not.
         let mut received = quoted.to_vec();
         if icmp.router > router(127) {
@@ -287,13 +299,14 @@ impl Run {
         let counts = self.counts.entry(direction).or_default();
         match report {
             TraceReport::Sent { ttl } => *counts.sent.entry(ttl).or_default() += 1,
-            TraceReport::Answered { ttl } | TraceReport::Unanswered { ttl } => {
+            TraceReport::Answered { ttl, .. } | TraceReport::Unanswered { ttl } => {
                 let decided = counts.decided.entry(ttl).or_default();
                 *decided += 1;
                 assert!(counts.sent.get(&ttl).is_some_and(|sent| *decided <= *sent), "TTL {ttl}");
             }
             TraceReport::Withdrawn => counts.withdrawn += 1,
-            TraceReport::SendError(_)
+            TraceReport::Rejected { .. }
+            | TraceReport::SendError(_)
             | TraceReport::Deferred(_)
             | TraceReport::Unmatched
             | TraceReport::LossyFlow { .. } => {}
@@ -326,6 +339,11 @@ impl Run {
         assert!(trace.hops.iter().all(|hop| hop.answers.len() <= usize::from(hop.sent)));
         if let (Some(_), Some(routers)) = (trace.rtt, trace.routers) {
             assert_eq!(trace.hops.len(), usize::from(routers.min(self.hops_max)));
+        }
+        if let Some(ttl) = trace.rejection.and_then(|rejection| rejection.ttl) {
+            assert!((1..=self.hops_max).contains(&ttl));
+            let is_shown = trace.rtt.is_some() || trace.is_ttl_clamped;
+            assert!(is_shown || trace.hops.len() + 1 >= usize::from(ttl), "the hops before it are shown");
         }
         let first_lossy = trace.first_lossy_hop.map_or(0, usize::from);
         assert!(first_lossy <= trace.hops.len(), "the lossy hop is one of the hops");

@@ -111,15 +111,20 @@ impl World {
         match self.network.send(flow.into(), send.ttl, self.at, &mut self.random) {
             Transit::Expired { router, quoted_bytes, at, .. } => {
                 bytes.truncate(quoted_bytes);
-                let icmp =
-                    Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
+                let icmp = Some(IcmpError {
+                    router,
+                    kind: IcmpKind::TtlExceeded,
+                    code: 0,
+                    mtu: None,
+                    extensions_at: None,
+                });
                 self.arrives(at, flow, icmp, bytes);
             }
             Transit::Delivered { at, .. } => {
                 let reply = self.reply(flow, &bytes);
                 self.arrives(2 * at - self.at, flow, None, reply);
             }
-            Transit::Lost => {}
+            Transit::Lost | Transit::Rejected { .. } => {}
         }
     }
 
@@ -376,6 +381,7 @@ fn answers_that_belong_to_no_probe_are_counted_and_add_nothing() {
     let icmp = Some(IcmpError {
         router: [10, 9, 9, 9].into(),
         kind: IcmpKind::TtlExceeded,
+        code: 0,
         mtu: None,
         extensions_at: None,
     });

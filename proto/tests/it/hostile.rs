@@ -474,8 +474,13 @@ fn reply_has_the_requested_class_of_service_and_no_ecn_bits() {
 fn icmp_error_is_not_a_request() {
     use pathmeter_proto::machine::{HostDrops, IcmpError, IcmpKind, Step};
     let mut responder = responder(None);
-    let error =
-        IcmpError { router: [192, 0, 2, 3].into(), kind: IcmpKind::Other, mtu: None, extensions_at: None };
+    let error = IcmpError {
+        router: [192, 0, 2, 3].into(),
+        kind: IcmpKind::Other,
+        code: 0,
+        mtu: None,
+        extensions_at: None,
+    };
     let mut quoted = arrival(PROBER, at(0));
     quoted.icmp = Some(error);
     responder.received(&request(0, 5, None), &quoted);

@@ -180,7 +180,7 @@ fn router_error_is_counted_and_gives_no_direction() {
         for quoted in [8, 32] {
             let (mut prober, request, at) = first_request(to);
             let router = [192, 0, 2, 9].into();
-            let icmp = Some(IcmpError { router, kind, mtu: None, extensions_at: None });
+            let icmp = Some(IcmpError { router, kind, code: 0, mtu: None, extensions_at: None });
             prober.received(&request[..quoted], &Arrival { icmp, ..manual::arrival(to, at) });
             let found = reports(&mut prober, at + LOST_AFTER + LOST_AFTER);
             assert!(found.contains(&EchoReport::Icmp(kind)), "{found:?}");

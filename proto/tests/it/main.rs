@@ -17,6 +17,7 @@ mod hostile;
 mod icmp;
 mod manual;
 mod prober;
+mod rejection;
 mod stamp_suite;
 mod stream;
 mod third_party;

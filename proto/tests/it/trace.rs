@@ -313,7 +313,7 @@ fn forged_errors_are_counted_and_change_nothing() {
                 flow: 0,
                 ttl: Some(60),
                 tos: None,
-                icmp: Some(IcmpError { router, kind, mtu: None, extensions_at: None }),
+                icmp: Some(IcmpError { router, kind, code: 0, mtu: None, extensions_at: None }),
             };
             world.tracer.received(&quoted, &arrival);
         }

@@ -352,8 +352,13 @@ fn fate(responder: &mut StampResponder, wanted: u32, session: u32, time: Timesta
 }
 
 fn expired(to: SocketAddr, time: Timestamp) -> Arrival {
-    let icmp =
-        Some(IcmpError { router: ROUTER, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
+    let icmp = Some(IcmpError {
+        router: ROUTER,
+        kind: IcmpKind::TtlExceeded,
+        code: 0,
+        mtu: None,
+        extensions_at: None,
+    });
     Arrival { from: to, icmp, ..arrival(time) }
 }
 
@@ -437,6 +442,7 @@ fn error_is_an_answer_only_if_it_quotes_the_reply_with_its_t3() {
             icmp: Some(IcmpError {
                 router: ROUTER,
                 kind: IcmpKind::Prohibited,
+                code: 0,
                 mtu: None,
                 extensions_at: None,
             }),
