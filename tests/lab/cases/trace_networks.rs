@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::agent::{NodeAgent, PROGRAM};
 use crate::testbed::Inconclusive;
-use crate::trace::{ROUTERS, first_trace, responders, routers_of_chain, start};
+use crate::trace::{CONFIRMED_WITHIN, ROUTERS, first_trace, responders, routers_of_chain, start, start_with};
 
 /// Larger than any route here.
 const HOPS_MAX: usize = 12;
@@ -158,16 +158,136 @@ pub(crate) fn routing_loop() {
     assert_eq!((&found["reached"], &found["routers"]), (&json!(false), &Value::Null), "{found}");
 }
 
-/// A router that refuses to forward ends the route, whatever reason it gives, or none. It is not shown: only
-/// an ended TTL tells at which hop a router is.
+/// A router that refuses to forward ends the route, and is shown with its reason, if it gives one.
 pub(crate) fn refusing_router() {
-    for kind in ["unreachable", "prohibit", "blackhole"] {
-        let net = NetPlan::chain(3).build(11);
-        delay_ends(&net, [("a", "r1"), ("r3", "b")]);
-        net.node("r2").ip(&format!("route add {kind} {}/32\n", net.v4("b")));
-        let found = probe_trace(&mut net.node("a").command(PROGRAM), net.v4("b"), &REFLECTOR);
-        assert_eq!(responders(&found), addresses(&["10.77.0.2"]), "{kind}: {found}");
-        assert_eq!((&found["reached"], &found["routers"]), (&json!(false), &Value::Null), "{kind}: {found}");
+    let protocols: [&[&str]; 3] =
+        [&REFLECTOR, &["--protocol", "icmp"], &["--protocol", "tcp", "--port", "80"]];
+    for (kind, reason) in [
+        ("unreachable", "host_unreachable"),
+        ("prohibit", "prohibited"),
+        ("blackhole", ""),
+        ("firewall", "network_unreachable"),
+    ] {
+        for options in protocols {
+            // Linux gives about three reasons at once and then one per second, so each trace has routers of
+            // its own.
+            let net = NetPlan::chain(3).build(11);
+            delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+            net.node("a").set_sysctl("ipv4/ping_group_range", "0 2147483647");
+            let (r2, b) = (net.node("r2"), net.v4("b"));
+            // Linux looks at its routes before it looks at the TTL, and at its firewall after that.
+            let hops = match kind {
+                "firewall" => {
+                    let rule = format!("ip daddr {b} reject with icmp net-unreachable");
+                    let chain = format!("chain forward {{ type filter hook forward priority 0; {rule}; }};");
+                    nft(r2, &format!("table ip wall {{ {chain} }}"));
+                    addresses(&["10.77.0.2", "10.77.1.2"])
+                }
+                _ => {
+                    r2.ip(&format!("route add {kind} {b}/32\n"));
+                    addresses(&["10.77.0.2"])
+                }
+            };
+            let found = probe_trace(&mut net.node("a").command(PROGRAM), b, options);
+            assert_eq!(responders(&found), hops, "{kind} {options:?}: {found}");
+            assert_eq!((&found["reached"], &found["routers"]), (&json!(false), &Value::Null), "{found}");
+            let rejected = &found["rejected"];
+            if reason.is_empty() {
+                assert_eq!(*rejected, Value::Null, "{kind} {options:?}: {found}");
+                continue;
+            }
+            let fields = ["ttl", "address", "reason"].map(|field| &rejected[field]);
+            let expected = [&json!(2), &json!("10.77.1.2"), &json!(reason)];
+            assert_eq!(fields, expected, "{kind} {options:?}: {found}");
+            assert!(rejected["rtt_seconds"].as_f64() >= Some(0.004), "behind the first wire: {found}");
+        }
+    }
+}
+
+/// A router that begins to refuse is shown by the agent's traces, and in the event.
+pub(crate) fn refusing_router_of_a_peer() {
+    let net = NetPlan::chain(3).build(18);
+    delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+    let _b = responder(net.node("b"));
+    // Few echoes: Linux gives one reason per second.
+    let a = start_with(&net, "a", ("b", net.v4("b")), 1, ["2s", "5s"]);
+    assert_eq!(first_trace(&a, "forward")["rejected"], Value::Null);
+    net.node("r2").ip(&format!("route add prohibit {}/32\n", net.v4("b")));
+    let rejected = |rejected: &Value| {
+        let fields = ["ttl", "address", "reason"].map(|field| rejected[field].clone());
+        fields == [json!(2), json!("10.77.1.2"), json!("prohibited")]
+    };
+    a.page_within(CONFIRMED_WITHIN, "the event", |_| {
+        let events = a.json("/api/v1/events");
+        let mut events = events["events"].as_array().unwrap().iter();
+        events.any(|event| event["event"] == "route_unreachable" && rejected(&event["rejected"]))
+    });
+    let traces = a.json("/api/v1/traces");
+    let mut found = traces["traces"].as_array().unwrap().iter();
+    assert!(found.any(|trace| rejected(&trace["rejected"])), "{traces}");
+    let paths = a.json("/api/v1/paths");
+    let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == "routes").unwrap();
+    let trace = &path["flows"][0]["forward"]["trace"];
+    assert!(rejected(&trace["rejected"]), "{trace}");
+    let page = a.page();
+    for name in ["pathmeter_accounting_errors_total", "pathmeter_trace_route_changes_total"] {
+        assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+    }
+}
+
+/// Each hop is printed while the next ones are still probed.
+pub(crate) fn hops_appear_one_by_one() {
+    let net = NetPlan::chain(2).build(19);
+    delay_ends(&net, [("a", "r1"), ("r2", "b")]);
+    net.node("r2").ip(&format!("route add blackhole {}/32\n", net.v4("b")));
+    let folder = TempDir::new().unwrap();
+    let mut command = net.node("a").command(PROGRAM);
+    let b = net.v4("b").to_string();
+    command.args(["probe", "trace", "-n", &b, "--protocol", "tcp", "--port", "80"]);
+    let mut program = Program::start(&mut command, &folder.path().join("output"));
+    // The target does not answer, so each silent hop takes 0.9 s.
+    eventually("the first hop", || program.output().contains(" 10.77.0.2\n").then_some(()));
+    assert_eq!(program.try_wait(), None, "{}", program.output());
+    assert!(!program.wait().success());
+    let output = program.output();
+    assert!(output.ends_with(&format!(" 10.77.0.2\n{b} does not answer\n")), "{output}");
+}
+
+/// Probes that this host cannot send are an error with its reason, and so is a next host that does not answer
+/// on its link.
+pub(crate) fn failures_of_this_host() {
+    let net = NetPlan::chain(1).build(20);
+    let a = net.node("a");
+    a.set_sysctl("ipv4/ping_group_range", "0 2147483647");
+    let without_route = "this host has no route to it";
+    let with_firewall = "not permitted, for example by a firewall of this host";
+    let on_link = "host unreachable: the next host does not answer on its link";
+    for (target, reason, is_over_tcp) in [
+        ("192.0.2.1", without_route, true),
+        ("10.77.1.2", with_firewall, false),
+        ("10.77.0.9", on_link, false),
+    ] {
+        if reason == with_firewall {
+            nft(
+                a,
+                "table ip wall { chain out { type filter hook output priority 0; ip daddr 10.77.1.2 drop; }; }",
+            );
+        }
+        let protocols: [&[&str]; 3] =
+            [&REFLECTOR, &["--protocol", "icmp"], &["--protocol", "tcp", "--port", "80"]];
+        for options in &protocols[..if is_over_tcp { 3 } else { 2 }] {
+            let folder = TempDir::new().unwrap();
+            let mut command = a.command(PROGRAM);
+            command.args(["probe", "trace", target, "-n"]).args(*options);
+            let mut program = Program::start(&mut command, &folder.path().join("output"));
+            assert_eq!(program.wait().code(), Some(1));
+            let output = program.output();
+            assert!(
+                output.ends_with(&format!("\nerror: sending to {target}: {reason}\n")),
+                "{options:?}: {output}"
+            );
+            assert_eq!(output.lines().count(), 2, "{options:?}: {output}");
+        }
     }
 }
 

@@ -1,0 +1,84 @@
+//! `pathmeter probe trace --enumerate`.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use anyhow::anyhow;
+use pathmeter_proto::trace::{Completeness, Enumerated, EnumerationReport, EqualCostPaths};
+use tokio::sync::mpsc::{Receiver, unbounded_channel};
+
+use super::super::{Failure, print_out};
+use super::TraceArguments;
+use crate::config::{Probe, trace};
+use crate::loops::LoopEvent;
+use crate::probe::{Remote, StartContext};
+use crate::trace::{completeness_name, enumerated_json};
+
+/// Enumerates the paths to the target and prints them.
+pub(super) async fn enumerate(
+    arguments: &TraceArguments,
+    probe: (&Probe, &trace::Trace),
+    remote: &Remote<'_>,
+    address: IpAddr,
+    start: &StartContext<'_>,
+    events: &mut Receiver<LoopEvent>,
+) -> Result<(), Failure> {
+    let (sender, mut reports) = unbounded_channel();
+    crate::trace::enumerate(probe, remote, address, start, sender);
+    if !arguments.json {
+        print_out(&format!("{address}: equal-cost paths over UDP, at most {} hops\n", arguments.max_hops))?;
+    }
+    let enumerated = loop {
+        tokio::select! {
+            Some(event) = events.recv() => {
+                if let LoopEvent::NotStarted { reason, .. } = event {
+                    return Err(anyhow!(reason).into());
+                }
+            }
+            report = reports.recv() => match report {
+                Some(EnumerationReport::Enumerated(enumerated)) => break enumerated,
+                Some(_) => {}
+                None => return Err(anyhow!("the enumeration ended early").into()),
+            },
+        }
+    };
+    let mut object = enumerated_json(&enumerated);
+    let text = match arguments.json {
+        true => {
+            object["target"] = arguments.target.clone().into();
+            object["address"] = address.to_string().into();
+            object.to_string() + "\n"
+        }
+        false => enumerated_text(&enumerated),
+    };
+    print_out(&text)?;
+    if object["reached"] == true { Ok(()) } else { Err(Failure::AlreadyReported) }
+}
+
+fn enumerated_text(enumerated: &Enumerated) -> String {
+    let EqualCostPaths { hops, flows, probes, .. } = &enumerated.paths;
+    let mut text = String::new();
+    for hop in hops {
+        let mut found: Vec<String> = hop.routers.iter().map(|router| router.address.to_string()).collect();
+        if !hop.destination_flows.is_empty() {
+            found.push("target".to_owned());
+        }
+        if found.is_empty() {
+            found.push("*".to_owned());
+        }
+        let note = match hop.completeness {
+            Completeness::Complete => String::new(),
+            Completeness::CompleteIfUniform
+            | Completeness::PartlySilent
+            | Completeness::Silent
+            | Completeness::PerPacket
+            | Completeness::Limited(_) => {
+                format!("  ({})", completeness_name(hop.completeness).replace('_', "-"))
+            }
+        };
+        let _ = writeln!(text, "{:>4}  {}{note}", hop.ttl, found.join("  "));
+    }
+    let seconds = enumerated.duration.as_secs_f64();
+    let _ = writeln!(text, "{probes} probes of {flows} flows in {seconds:.1} s");
+    text
+}
