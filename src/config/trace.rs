@@ -58,6 +58,9 @@ fn probe_protocol(transport: &Transport) -> ProbeProtocol {
 const PROTOCOLS: [(&str, ProbeProtocol); 3] =
     [("udp", ProbeProtocol::Udp), ("icmp", ProbeProtocol::Icmp), ("tcp", ProbeProtocol::Tcp)];
 
+/// Protocols of echo probes that are traced over TCP.
+const CONNECTIONS: [&str; 2] = ["websocket", "http"];
+
 /// Limits of the probes of all traces. Routers limit the ICMP errors with which they answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceLimits {
@@ -197,12 +200,20 @@ impl KindReader for TraceReader {
         let followed = probe_protocol(&self.transport);
         // Derived; named only to be sure of it.
         section.key("protocol", |value| {
-            let found = value.clone().one_of(&PROTOCOLS)?;
-            if found == followed {
+            let text = value.text("udp or icmp or tcp")?;
+            if !CONNECTIONS.contains(&text) && value.clone().one_of(&PROTOCOLS)? == followed {
                 return Some(());
             }
-            let what = format!("{} is measured over {}", self.follows, followed.as_str());
-            value.reject(what, "remove this key, or follow a probe over the protocol")
+            let follows = &self.follows;
+            let what = match &self.transport {
+                Transport::WebSocket(_) | Transport::Http(_) => {
+                    format!("{follows} is traced over tcp, which carries its connections")
+                }
+                Transport::Udp(_) | Transport::Icmp(_) | Transport::Tcp(_) => {
+                    format!("{follows} is traced over {}", followed.as_str())
+                }
+            };
+            value.reject(what, "remove this key, or follow a probe over another protocol")
         });
         let hops_max = section.key("hops_max", |value| value.number(&HOPS_ALLOWED)).or(HOPS);
         let hop_metrics = section.key("hop_metrics", ValueReader::boolean).or(false);

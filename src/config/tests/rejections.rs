@@ -366,8 +366,27 @@ fn probe_that_cannot_run_is_rejected() {
         ),
         (
             "probes: [{name: q, protocol: icmp}, {name: p, kind: trace, follows: q, protocol: udp}]",
-            &["line 1, column 82: probes[1].protocol: q is measured over icmp; \
-               remove this key, or follow a probe over the protocol"],
+            &["line 1, column 82: probes[1].protocol: q is traced over icmp; \
+               remove this key, or follow a probe over another protocol"],
+        ),
+        (
+            "probes: [{name: q, protocol: websocket}, {name: p, kind: trace, follows: q, protocol: websocket}]",
+            &["line 1, column 87: probes[1].protocol: q is traced over tcp, which carries its connections; \
+               remove this key, or follow a probe over another protocol"],
+        ),
+        (
+            "probes: [{name: q, protocol: websocket}, {name: p, kind: trace, follows: q, protocol: udp}]",
+            &["line 1, column 87: probes[1].protocol: q is traced over tcp, which carries its connections; \
+               remove this key, or follow a probe over another protocol"],
+        ),
+        (
+            "probes: [{name: q}, {name: p, kind: trace, follows: q, protocol: http}]",
+            &["line 1, column 66: probes[1].protocol: q is traced over udp; \
+               remove this key, or follow a probe over another protocol"],
+        ),
+        (
+            "probes: [{name: q}, {name: p, kind: trace, follows: q, protocol: quic}]",
+            &["line 1, column 66: probes[1].protocol: `quic` is not supported; allowed: udp, icmp, tcp"],
         ),
         (
             "probes: [{name: q}, {name: p, kind: trace, follows: q, interval: 1s, hops_max: 65, dscp: ef}]",
