@@ -319,11 +319,11 @@ impl NotSent {
     #[must_use]
     pub const fn as_text(self) -> &'static str {
         match self {
-            Self::Unreachable => "this host has no route to it",
-            Self::Buffer => "this host has no buffer for it",
+            Self::Unreachable => "no route from this host",
+            Self::Buffer => "no buffer space on this host",
             Self::Permission => "not permitted, for example by a firewall of this host",
             Self::TooBig => "larger than the MTU",
-            Self::Other => "the kernel of this host rejects it",
+            Self::Other => "rejected by the kernel of this host",
         }
     }
 }

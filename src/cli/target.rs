@@ -58,9 +58,19 @@ impl TargetArguments {
     }
 }
 
+/// What is done with the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Command {
+    /// `probe echo`.
+    Echo,
+    /// `probe trace`, which can trace any TCP port.
+    Trace,
+}
+
 /// The target of a command.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
+    pub(super) command: Command,
     pub(super) target: &'a str,
     pub(super) protocol: &'a str,
     pub(super) arguments: &'a TargetArguments,
@@ -71,6 +81,7 @@ pub(super) struct ProbeTarget {
     remote: DeclaredTarget,
     settings: Settings,
     ports: PortSource,
+    command: Command,
 }
 
 /// A peer or target, in the form of the configuration.
@@ -113,15 +124,19 @@ impl ProbeTarget {
                 }
                 None => PortSource::Configured,
             };
-            return Self::with(DeclaredTarget::Peer(peer), ports, config, arguments);
+            return Self::with(DeclaredTarget::Peer(peer), ports, config, request);
         }
         if let Some(target) = config.targets.iter().find(|target| target.name == name) {
+            if (request.command, request.protocol) == (Command::Trace, "tcp") {
+                let peer = tcp_server(target, arguments.port)?;
+                return Self::with(DeclaredTarget::Peer(peer), PortSource::CommandLine, config, request);
+            }
             let target = config::Target {
                 https: request.https(target.https.clone())?,
                 port: arguments.port.unwrap_or(target.port),
                 ..target.clone()
             };
-            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, request);
         }
         Err(anyhow!("the configuration has no peer or target named {name}").into())
     }
@@ -146,7 +161,7 @@ impl ProbeTarget {
                 key_file: None,
                 labels: config.agent.labels.clone(),
             };
-            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, request);
         }
         let (is_https, authority) = scheme(&name);
         let (address, http_port) = split(authority)?;
@@ -167,12 +182,12 @@ impl ProbeTarget {
                 key_file: None,
                 labels,
             };
-            return Self::with(DeclaredTarget::Target(target), PortSource::CommandLine, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::CommandLine, config, request);
         }
         let (stamp_port, agent_port) = (STAMP_PORT, arguments.port.unwrap_or(AGENT_PORT));
         let peer = Peer { name, address, http_port, stamp_port, agent_port, https, labels };
         let ports = if arguments.port.is_some() { PortSource::CommandLine } else { PortSource::Identity };
-        Self::with(DeclaredTarget::Peer(peer), ports, config, arguments)
+        Self::with(DeclaredTarget::Peer(peer), ports, config, request)
     }
 
     /// Completes the settings: this one peer or target, with its keys and certificates, and nothing else.
@@ -180,8 +195,9 @@ impl ProbeTarget {
         mut remote: DeclaredTarget,
         ports: PortSource,
         config: Config,
-        arguments: &TargetArguments,
+        request: Request<'_>,
     ) -> Result<Self, Failure> {
+        let Request { command, arguments, .. } = request;
         let mut config = Config {
             tls: Tls::default(),
             peers: Vec::new(),
@@ -200,7 +216,7 @@ impl ProbeTarget {
                 config.targets.push(target.clone());
             }
         }
-        Ok(Self { remote, settings: Settings::complete(config, b"")?, ports })
+        Ok(Self { remote, settings: Settings::complete(config, b"")?, ports, command })
     }
 
     /// The name of the peer or target.
@@ -229,8 +245,14 @@ impl ProbeTarget {
         match (transport, self.ports) {
             (Transport::Udp(_), ports) => self.request_stamp_port(address, arguments, ports).await?,
             (Transport::Tcp(_), PortSource::Identity) => {
-                let identity = self.identity(address, arguments).await?;
-                self.set_ports(&identity);
+                let identity = self.identity(address, arguments).await;
+                let hint = match self.command {
+                    Command::Echo => "is an agent running there?",
+                    Command::Trace => {
+                        "is an agent running there? for any other host, give its TCP port, for example --port 443"
+                    }
+                };
+                self.set_ports(&identity.map_err(|reason| anyhow!("{reason}\n{hint}"))?);
             }
             (Transport::WebSocket(_), _) => {
                 if let DeclaredTarget::Peer(peer) = &self.remote {
@@ -293,11 +315,17 @@ impl ProbeTarget {
             }
             // The port is configured, and a firewall may block HTTP but not STAMP.
             Err(_) if ports == PortSource::Configured => Ok(()),
-            Err(reason) => bail!(
-                "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
-                 --port {}; for any other host, use pathmeter probe echo --protocol icmp",
-                stamp::PORT
-            ),
+            Err(reason) => {
+                let other = match self.command {
+                    Command::Echo => "pathmeter probe echo --protocol icmp",
+                    Command::Trace => "--protocol icmp, or --protocol tcp with a --port",
+                };
+                bail!(
+                    "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
+                     --port {}; for any other host, use {other}",
+                    stamp::PORT
+                )
+            }
         }
     }
 
@@ -316,6 +344,27 @@ impl ProbeTarget {
         let identity = fetch_identity(&client, SocketAddr::new(address, peer.http_port), &host).await;
         identity.map_err(|reason| anyhow!("{reason}"))
     }
+}
+
+/// A target as a host with a TCP port: that of the command line, or else of its URL.
+fn tcp_server(target: &config::Target, port: Option<u16>) -> anyhow::Result<Peer> {
+    let config::Target { name, address, url, labels, .. } = target;
+    let (address, of_url) = match url {
+        Some(url) => (&url.host, Some(url.port)),
+        None => (address, None),
+    };
+    let Some(port) = port.or(of_url) else {
+        bail!("the TCP port of {name} is not known; give it, for example --port 443");
+    };
+    Ok(Peer {
+        name: name.clone(),
+        address: address.clone(),
+        http_port: HTTP_PORT,
+        stamp_port: STAMP_PORT,
+        agent_port: port,
+        https: None,
+        labels: labels.clone(),
+    })
 }
 
 /// Returns an error with the reason of the agent if it would not answer this host.

@@ -187,6 +187,55 @@ fn requested_trace_is_stored_listed_and_compared() {
 }
 
 #[test]
+fn port_that_is_not_known_is_asked_for() {
+    let host = Host::claim();
+    let refused = format!("connecting to {}: Connection refused (os error 111)", host.service_address());
+    let target = host.to_string();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let targets = format!(
+        "targets: [{{name: web, address: {host}, url: 'http://{host}:9'}}, {{name: dns, address: {host}}}]"
+    );
+    std::fs::write(file.path(), Host::claim().config("a", &targets)).unwrap();
+    let file = file.path().to_str().unwrap();
+    for (arguments, code, sentence) in [
+        (
+            &[target.as_str(), "--protocol", "tcp"][..],
+            1,
+            format!(
+                "{refused}\nis an agent running there? for any other host, give its TCP port, for example --port 443"
+            ),
+        ),
+        (
+            &[&target],
+            1,
+            format!(
+                "{refused}\nis an agent running there? for a STAMP reflector, give its port, for example \
+                     --port 862; for any other host, use --protocol icmp, or --protocol tcp with a --port"
+            ),
+        ),
+        (
+            &["dns", "--config", file, "--protocol", "tcp"],
+            1,
+            "the TCP port of dns is not known; give it, for example --port 443".to_owned(),
+        ),
+        (
+            &[&target, "--protocol", "icmp", "--port", "7"],
+            2,
+            "--port is not valid with --protocol icmp, which has no ports".to_owned(),
+        ),
+    ] {
+        let output = probe_trace(arguments);
+        assert_eq!((output.code, output.stdout.as_str()), (Some(code), ""), "{output}");
+        assert!(output.stderr.starts_with(&format!("error: {sentence}\n")), "{sentence}\n{output}");
+    }
+    let ports: [&[&str]; 2] = [&["web", "--config", file], &["dns", "--config", file, "--port", "9"]];
+    for arguments in ports {
+        let output = probe_trace(&[arguments, &["--protocol", "tcp"]].concat());
+        assert_eq!(output.code, Some(0), "{output}");
+    }
+}
+
+#[test]
 fn command_traces_any_tcp_port_whether_it_is_open_or_not() {
     let host = Host::claim();
     let _agent = Agent::start(&host, &host.config("b", ""));

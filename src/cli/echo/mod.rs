@@ -13,7 +13,7 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use pathmeter_proto::echo::EchoReport;
 
 use self::summary::{DecidedJson, EchoSummary};
-use super::target::{ProbeTarget, Request, TargetArguments};
+use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
 use crate::config::echo::Echo;
@@ -112,8 +112,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
     let probe = arguments.probe()?;
-    let request =
-        Request { target: &arguments.target, protocol: &arguments.protocol, arguments: &arguments.to };
+    let (target, protocol) = (arguments.target.as_str(), arguments.protocol.as_str());
+    let request = Request { command: Command::Echo, target, protocol, arguments: &arguments.to };
     let target = ProbeTarget::new(request)?;
     runtime()?.block_on(measure(arguments, &probe, target))
 }

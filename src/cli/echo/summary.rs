@@ -1,10 +1,11 @@
 //! The summary of one measurement, as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use pathmeter_proto::echo::{Direction, EchoReport, Verdict};
-use pathmeter_proto::machine::TimestampSource;
+use pathmeter_proto::machine::{NotSent, TimestampSource};
 use pathmeter_proto::stats::quantile;
 use serde::Serialize;
 
@@ -18,7 +19,8 @@ pub(super) struct EchoSummary {
     host_dropped: u64,
     withdrawn: u64,
     unsent: u64,
-    send_errors: u64,
+    /// By reason.
+    send_errors: BTreeMap<NotSent, u64>,
     duplicates: u64,
     reordered: u64,
     mismatched: u64,
@@ -156,7 +158,7 @@ impl EchoSummary {
         match report {
             EchoReport::Sent { .. } => self.sent += 1,
             EchoReport::Unsent(slots) => self.unsent += slots,
-            EchoReport::SendError(_) => self.send_errors += 1,
+            EchoReport::SendError(reason) => *self.send_errors.entry(*reason).or_default() += 1,
             EchoReport::Decided { verdict, sample, .. } => {
                 match verdict {
                     Verdict::Ok => self.received += 1,
@@ -202,7 +204,12 @@ impl EchoSummary {
 
     /// Whether a datagram was sent or due.
     pub(super) fn has_sent(&self) -> bool {
-        self.sent + self.unsent + self.send_errors > 0
+        self.sent + self.unsent + self.not_sent() > 0
+    }
+
+    /// Number of datagrams that this host could not send.
+    fn not_sent(&self) -> u64 {
+        self.send_errors.values().sum()
     }
 
     /// The progress of the measurement in one line.
@@ -226,7 +233,7 @@ impl EchoSummary {
             duplicates: self.duplicates,
             reordered: self.reordered,
             unsent: self.unsent,
-            send_errors: self.send_errors,
+            send_errors: self.not_sent(),
             host_dropped: self.host_dropped,
             withdrawn: self.withdrawn,
             unexpected: self.unexpected,
@@ -269,7 +276,6 @@ impl EchoSummary {
             (self.duplicates, "duplicates"),
             (self.reordered, "reordered"),
             (self.unsent, "unsent"),
-            (self.send_errors, "send errors"),
             (self.host_dropped, "dropped by a host"),
             (self.withdrawn, "withdrawn"),
             (self.mismatched, "mismatched replies"),
@@ -279,6 +285,9 @@ impl EchoSummary {
             others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         if !others.is_empty() {
             let _ = writeln!(out, "{}", others.join(", "));
+        }
+        for (reason, count) in &self.send_errors {
+            let _ = writeln!(out, "{count} could not be sent: {}", reason.as_text());
         }
         if let Some(kind) = &self.icmp {
             let _ = writeln!(out, "ICMP: {kind}");

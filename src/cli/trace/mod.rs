@@ -16,12 +16,13 @@ use tokio::sync::mpsc::{channel, unbounded_channel};
 
 use self::enumeration::enumerate;
 use self::routes::{Routes, Sources};
-use super::target::{ProbeTarget, Request, TargetArguments};
+use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::trace;
+use crate::config::units::{display, duration};
 use crate::datagram::{self, TimestampMatching};
 use crate::loops::EVENTS_PENDING_MAX;
 use crate::paths::{PathId, PathKey};
@@ -45,6 +46,9 @@ pub(super) struct TraceArguments {
     /// Find all equal-cost paths, with up to 96 flows over UDP: takes minutes if routers limit their answers
     #[arg(long, conflicts_with = "flows")]
     enumerate: bool,
+    /// If TARGET does not answer: time to wait for a router that rejects the probes late, up to 60s
+    #[arg(long, short = 'w', default_value = "0s", value_name = "DURATION", value_parser = wait)]
+    wait: Duration,
     /// Show addresses only, without a look-up of the names of routers
     #[arg(long, short = 'n')]
     numeric: bool,
@@ -57,6 +61,15 @@ pub(super) struct TraceArguments {
 
 const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
                            with --port, HOST of a STAMP reflector; with --protocol icmp or tcp, any HOST";
+
+/// The largest value of `--wait`.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Parses the value of `--wait`.
+fn wait(text: &str) -> Result<Duration, String> {
+    let wait = duration(text).map_err(|error| format!("{}; {}", error.what(), error.remedy()))?;
+    if wait <= WAIT_MAX { Ok(wait) } else { Err(format!("write 0s to {}", display(WAIT_MAX))) }
+}
 
 /// The largest value of `--max-hops`.
 const MAX_HOPS: u8 = 64;
@@ -73,12 +86,18 @@ pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
         }
         (_, flows) => options.push(("flows", Argument::Number(*flows))),
     }
+    if arguments.to.port.is_some() && protocol == "icmp" {
+        return Err(Failure::Usage(
+            "--port is not valid with --protocol icmp, which has no ports".to_owned(),
+        ));
+    }
     if arguments.enumerate && protocol != "udp" {
         return Err(Failure::Usage("--enumerate needs --protocol udp".to_owned()));
     }
     options.extend(arguments.to.options());
     let probe = probe_from_options(options).map_err(Failure::Usage)?;
-    let request = Request { target: &arguments.target, protocol, arguments: &arguments.to };
+    let (command, target) = (Command::Trace, arguments.target.as_str());
+    let request = Request { command, target, protocol, arguments: &arguments.to };
     let target = ProbeTarget::new(request)?;
     runtime()?.block_on(trace(arguments, &probe, target))
 }

@@ -30,10 +30,9 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// say so in every case.
 const REVERSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long to wait for a rejection after a trace that did not reach the target. The last router, or this
-/// host, looks for the next host for three seconds before it rejects the probes (ARP and neighbour discovery
-/// of Linux: three requests, one per second).
-const REJECTION_TIMEOUT: Duration = Duration::from_millis(3_500);
+/// How long to wait for a rejection by this host after a trace without any answer. It looks for the next host
+/// for three seconds before (ARP and neighbour discovery of Linux: three requests, one per second).
+const LINK_TIMEOUT: Duration = Duration::from_millis(3_500);
 
 /// How long to wait for further rejections after the first of these: those of all probes come together.
 const REJECTIONS_SPREAD: Duration = Duration::from_millis(100);
@@ -155,20 +154,24 @@ impl<'a> Routes<'a> {
         Ok(true)
     }
 
-    /// If a flow did not reach the target and no probe was rejected so far, waits for that.
+    /// If a flow did not reach the target and no probe was rejected so far, waits for that as long as is
+    /// requested.
     async fn await_late_rejection(
         &mut self,
         key: (Direction, u8),
         sources: &mut Sources<'_>,
     ) -> Result<(), Failure> {
         let is_unreached = |trace: &Trace| trace.rtt.is_none() && trace.rejection.is_none();
-        let is_open = self.route(key).and_then(|route| route.trace.as_ref()).is_some_and(is_unreached);
+        let trace = self.route(key).and_then(|route| route.trace.as_ref());
+        let is_open = trace.is_some_and(is_unreached);
+        let has_no_answer = trace.is_some_and(|trace| trace.hops.is_empty());
         // Sockets of probes over TCP are closed before that.
         if key.0 == Direction::Reverse || !is_open || self.arguments.protocol == "tcp" {
             return Ok(());
         }
         let traced_at = self.route(key).and_then(|route| route.traced_at).unwrap_or_else(Clock::now);
-        let mut deadline = traced_at + REJECTION_TIMEOUT;
+        let least = if has_no_answer { LINK_TIMEOUT } else { Duration::ZERO };
+        let mut deadline = traced_at + self.arguments.wait.max(least);
         loop {
             if self.rejection(key).is_some() {
                 deadline = deadline.min(Clock::now() + REJECTIONS_SPREAD);
@@ -189,6 +192,11 @@ impl<'a> Routes<'a> {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Whether a rejection may come later than it is waited for.
+    fn has_more_time(&self) -> bool {
+        self.arguments.protocol != "tcp" && self.arguments.wait < LINK_TIMEOUT
     }
 
     fn route(&self, key: (Direction, u8)) -> Option<&FlowRoute> {
@@ -356,6 +364,9 @@ impl<'a> Routes<'a> {
                 format!("{target} does not answer: {from} rejects the probes")
             }
             (None, _, None) if is_last_answered => larger(format!("{target} does not answer within {away}")),
+            (None, _, None) if self.has_more_time() && !trace.hops.is_empty() => {
+                format!("{target} does not answer; --wait 4s shows whether a router rejects probes late")
+            }
             (None, _, None) => format!("{target} does not answer"),
         };
         text += &(sentence + "\n");
@@ -527,7 +538,14 @@ mod tests {
                 traced(&[true, true], None, None),
                 "192.0.2.9 does not answer within 2 hops; a larger --max-hops shows more",
             ),
-            (&two, traced(&[true], None, None), "192.0.2.9 does not answer"),
+            (
+                &two,
+                traced(&[true], None, None),
+                "192.0.2.9 does not answer; --wait 4s shows whether a router rejects probes late",
+            ),
+            (&["-w", "4s"], traced(&[true], None, None), "192.0.2.9 does not answer"),
+            (&["--protocol", "tcp"], traced(&[true], None, None), "192.0.2.9 does not answer"),
+            (&two, traced(&[], None, None), "192.0.2.9 does not answer"),
         ] {
             assert_eq!(sentence(options, reports), expected);
         }
@@ -570,13 +588,11 @@ mod tests {
         let mut routes = routes(&arguments);
         (0..2).for_each(|_| add(&mut routes, TraceReport::SendError(NotSent::Unreachable)));
         let error = routes.fail_if_nothing_was_sent().unwrap_err();
-        assert_eq!(error.to_string(), "sending to 192.0.2.9: this host has no route to it");
+        assert_eq!(error.to_string(), "sending to 192.0.2.9: no route from this host");
         add(&mut routes, TraceReport::Sent { ttl: 1 });
         assert!(routes.fail_if_nothing_was_sent().is_ok());
         add(&mut routes, TraceReport::Traced(Box::new(trace(&[true], Some(MS), Some(1)))));
-        assert!(
-            routes.end(FORWARD).ends_with("1 router\n2 probes were not sent: this host has no route to it\n")
-        );
+        assert!(routes.end(FORWARD).ends_with("1 router\n2 probes were not sent: no route from this host\n"));
         assert_eq!(routes.json()["send_errors"], 2);
     }
 }

@@ -272,6 +272,26 @@ pub(crate) fn refusing_router_of_a_peer() {
     }
 }
 
+/// The router at the link of an absent host rejects the probes after seconds, which can be waited for.
+pub(crate) fn absent_host() {
+    let net = NetPlan::chain(2).build(21);
+    delay_ends(&net, [("a", "r1"), ("r2", "b")]);
+    net.node("a").set_sysctl("ipv4/ping_group_range", "0 2147483647");
+    let protocols: [&[&str]; 2] = [&REFLECTOR, &["--protocol", "icmp"]];
+    for options in protocols {
+        let trace = |wait: &str| {
+            let options = [options, &["--wait", wait]].concat();
+            probe_trace(&mut net.node("a").command(PROGRAM), "10.77.2.9".parse().unwrap(), &options)
+        };
+        let found = trace("0s");
+        assert_eq!((responders(&found).len(), &found["rejected"]), (2, &Value::Null), "{found}");
+        let found = trace("10s");
+        let rejected = &found["rejected"];
+        let fields = ["ttl", "address", "reason"].map(|field| rejected[field].clone());
+        assert_eq!(fields, [json!(2), json!("10.77.1.2"), json!("host_unreachable")], "{options:?}: {found}");
+    }
+}
+
 /// Each hop is printed while the next ones are still probed.
 pub(crate) fn hops_appear_one_by_one() {
     let net = NetPlan::chain(2).build(19);
@@ -296,7 +316,7 @@ pub(crate) fn failures_of_this_host() {
     let net = NetPlan::chain(1).build(20);
     let a = net.node("a");
     a.set_sysctl("ipv4/ping_group_range", "0 2147483647");
-    let without_route = "this host has no route to it";
+    let without_route = "no route from this host";
     let with_firewall = "not permitted, for example by a firewall of this host";
     let on_link = "host unreachable: the next host does not answer on its link";
     for (target, reason, is_over_tcp) in [
@@ -321,6 +341,13 @@ pub(crate) fn failures_of_this_host() {
                 "{options:?}: {output}"
             );
             assert_eq!(output.lines().count(), 2, "{options:?}: {output}");
+        }
+        if reason != on_link {
+            let mut command = a.command(PROGRAM);
+            let echo = ["probe", "echo", target, "-c", "2", "-i", "20ms"];
+            let output = command.args(echo).args(REFLECTOR).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(text.contains(&format!("\n2 could not be sent: {reason}\n")), "{text}");
         }
     }
 }
