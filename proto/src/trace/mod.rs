@@ -17,7 +17,6 @@ mod enumeration;
 mod enumerator;
 mod extensions;
 mod flow;
-mod flow_reports;
 mod hop;
 mod probe_match;
 mod reachability;

@@ -6,8 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::burst::SPACING;
-use super::flow::{FlowStep, TracedFlow};
-use super::flow_reports::DestinationReply;
+use super::flow::{DestinationReply, FlowStep, TracedFlow};
 use super::probe_match::{self, authentic_reply, wire_sequence};
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
@@ -111,12 +110,12 @@ impl Tracer {
 
     /// Reserves again what was reserved under other limits.
     fn renew_reservations(&mut self, now: Timestamp) {
-        if !self.forward.iter().any(TracedFlow::has_reserved) {
+        if !self.forward.iter().any(|traced| traced.retries().has_reserved()) {
             return;
         }
         let generation = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).generation();
         if std::mem::replace(&mut self.generation, generation) != generation {
-            self.forward.iter_mut().for_each(|traced| traced.cancel_reserved(now));
+            self.forward.iter_mut().for_each(|traced| traced.retries_mut().cancel_reserved(now));
         }
     }
 
@@ -362,7 +361,7 @@ impl Tracer {
                     self.report(direction, TraceReport::Deferred(Deferral::Router));
                     if let Some(traced) = self.traced(direction, flow) {
                         traced.not_sent(sequence);
-                        traced.reserve(ttl, arrival.at + time);
+                        traced.retries_mut().reserve(ttl, arrival.at + time);
                     }
                     return Some(());
                 }
@@ -494,7 +493,7 @@ impl Tracer {
     ) -> Option<Send> {
         let is_v4 = self.spec.to.is_ipv4();
         let traced = self.traced(direction, flow)?;
-        if !is_reserved && traced.is_waiting(ttl) {
+        if !is_reserved && traced.retries().is_reserved(ttl) {
             return None;
         }
         let expected = traced.expected(ttl, is_v4);
@@ -511,7 +510,7 @@ impl Tracer {
             drop(budget);
             if let Some(reason) = deferral {
                 if let Some(at) = at {
-                    self.traced(direction, flow)?.reserve(ttl, at);
+                    self.traced(direction, flow)?.retries_mut().reserve(ttl, at);
                 }
                 self.report(direction, TraceReport::Deferred(reason));
                 return None;

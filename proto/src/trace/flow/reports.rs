@@ -3,29 +3,29 @@
 
 use std::net::IpAddr;
 
-use super::burst::BurstProbe;
-use super::flow::TracedFlow;
-use super::reachability::ReachabilityChange;
-use super::ttl_clamp::TtlRewriting;
-use super::{DESTINATION, Direction, Trace, TraceReport};
+use super::TracedFlow;
 use crate::time::Timestamp;
+use crate::trace::burst::BurstProbe;
+use crate::trace::reachability::ReachabilityChange;
+use crate::trace::ttl_clamp::TtlRewriting;
+use crate::trace::{DESTINATION, Direction, Trace, TraceReport};
 
 /// A reply of the destination to a probe of a flow.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DestinationReply {
-    pub(super) sequence: u64,
+pub(in crate::trace) struct DestinationReply {
+    pub(in crate::trace) sequence: u64,
     /// The TTL with which the probe was sent.
-    pub(super) sent_ttl: u8,
+    pub(in crate::trace) sent_ttl: u8,
     /// The TTL with which it arrived; `None` if it is not known for sure.
-    pub(super) arrived_ttl: Option<u8>,
+    pub(in crate::trace) arrived_ttl: Option<u8>,
     /// When the probe was sent.
-    pub(super) sent_at: Timestamp,
-    pub(super) at: Timestamp,
+    pub(in crate::trace) sent_at: Timestamp,
+    pub(in crate::trace) at: Timestamp,
 }
 
 impl TracedFlow {
     /// The destination answered a probe. Comes before the number of routers is learned from that.
-    pub(super) fn destination_answered(&mut self, reply: DestinationReply) {
+    pub(in crate::trace) fn destination_answered(&mut self, reply: DestinationReply) {
         let DestinationReply { sequence, sent_ttl, arrived_ttl, sent_at, at } = reply;
         if self.shows_reachability()
             && let Some(since) = self.reachability.answered(sequence, sent_at)
@@ -38,7 +38,7 @@ impl TracedFlow {
     }
 
     /// A probe was not answered in time.
-    pub(super) fn probe_expired(&mut self, sequence: u64, ttl: u8) {
+    pub(in crate::trace) fn probe_expired(&mut self, sequence: u64, ttl: u8) {
         if !self.reachability.is_check(sequence) {
             self.unanswered(ttl);
         }
@@ -51,13 +51,13 @@ impl TracedFlow {
     }
 
     /// The probe that was requested last is a check and of no trace.
-    pub(super) fn check_queued(&mut self, sequence: u64) {
+    pub(in crate::trace) fn check_queued(&mut self, sequence: u64) {
         self.not_sent(sequence);
         self.reachability.check_queued(sequence);
     }
 
     /// Looks for rewritten TTLs in the probes of a complete trace.
-    pub(super) fn examine(&mut self, probes: &[BurstProbe], now: Timestamp) {
+    pub(in crate::trace) fn examine(&mut self, probes: &[BurstProbe], now: Timestamp) {
         if self.protocol().is_searching() {
             // Only an agent sets and reports TTLs, which shows whether they are rewritten.
             return;
@@ -71,7 +71,7 @@ impl TracedFlow {
     }
 
     /// A trace with these probes is complete.
-    pub(super) fn trace_ended(&mut self, trace: &Trace, probes: &[BurstProbe], now: Timestamp) {
+    pub(in crate::trace) fn trace_ended(&mut self, trace: &Trace, probes: &[BurstProbe], now: Timestamp) {
         if self.shows_reachability() {
             // A router that answers one of them shows a longer route.
             let is_unknown =
@@ -84,7 +84,7 @@ impl TracedFlow {
     }
 
     /// The TTL of an unlimited probe ended at a router.
-    pub(super) fn unlimited_ended(&mut self, router: IpAddr) {
+    pub(in crate::trace) fn unlimited_ended(&mut self, router: IpAddr) {
         self.ttl_clamp.ended(router);
     }
 

@@ -1,0 +1,193 @@
+//! Tests of one flow: when its probes are due, and what its traces show.
+
+use super::*;
+use crate::trace::{Answer, HopState};
+
+fn at(milliseconds: u64) -> Timestamp {
+    Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
+}
+
+fn milliseconds(at_time: Timestamp) -> u64 {
+    u64::try_from(at_time.since(at(0)).as_millis()).unwrap()
+}
+
+/// A flow over three routers, of which some do not answer, with an RTT of 10 ms.
+struct TestFlow {
+    flow: TracedFlow,
+    silent: Vec<u8>,
+    next_sequence: u64,
+    /// Probes that will be answered.
+    answers: VecDeque<(Timestamp, u64, u8)>,
+    traces: Vec<Trace>,
+}
+
+const RTT: Duration = Duration::from_millis(10);
+
+impl TestFlow {
+    fn new(silent: &[u8]) -> Self {
+        let flow =
+            TracedFlow::new(0, Direction::Forward, ProbeProtocol::Udp, 30, Duration::from_secs(30), 1, at(0));
+        let (answers, traces) = (VecDeque::new(), Vec::new());
+        Self { flow, silent: silent.to_vec(), next_sequence: 0, answers, traces }
+    }
+
+    /// Lets the time pass and answers probes. Returns their TTLs and times.
+    fn run(&mut self, from: u64, until: u64) -> Vec<(u8, u64)> {
+        let (mut time, mut sent) = (at(from), Vec::new());
+        loop {
+            while let Some((due, sequence, ttl)) =
+                self.answers.front().copied().filter(|(due, ..)| *due <= time)
+            {
+                self.answers.pop_front();
+                match ttl {
+                    DESTINATION => self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), due),
+                    _ => self.flow.answered(sequence, ttl, Answer::new([10, 0, 0, ttl].into(), RTT), due),
+                };
+            }
+            match self.flow.step(time, time) {
+                FlowStep::Send { ttl, .. } => {
+                    sent.push((ttl, milliseconds(time)));
+                    self.flow.queued(self.next_sequence, ttl, time);
+                    if !self.silent.contains(&ttl) {
+                        self.answers.push_back((time + RTT, self.next_sequence, ttl));
+                    }
+                    self.next_sequence += 1;
+                }
+                FlowStep::Check => {
+                    self.flow.queued(self.next_sequence, DESTINATION, time);
+                    self.flow.check_queued(self.next_sequence);
+                    self.next_sequence += 1;
+                }
+                FlowStep::Traced(trace) => self.traces.push(*trace),
+                FlowStep::Report(report) => panic!("{report:?}"),
+                FlowStep::Wait(next) => {
+                    let next = self.answers.front().map_or(next, |(due, ..)| next.min(*due));
+                    if next > at(until) {
+                        return sent;
+                    }
+                    assert!(next > time, "it waits for a later time");
+                    time = next;
+                }
+            }
+        }
+    }
+}
+
+fn times_of(sent: &[(u8, u64)], ttl: u8) -> Vec<u64> {
+    sent.iter().filter(|(found, _)| *found == ttl).map(|(_, time)| *time).collect()
+}
+
+#[test]
+fn hop_without_an_answer_is_probed_twice_more_and_not_if_it_is_known_to_be_silent() {
+    let mut test = TestFlow::new(&[2]);
+    let sent = test.run(0, 3_000);
+    let complete = milliseconds(test.traces[0].began + test.traces[0].duration);
+    assert_eq!(times_of(&sent, 2), [10, complete + 1_100, complete + 2_200]);
+    (0..5).for_each(|_| test.flow.unanswered(2));
+    test.flow.trigger(Trigger::Request);
+    let sent = test.run(3_000, 5_999);
+    assert_eq!(times_of(&sent, 2).len(), 1, "{sent:?}");
+}
+
+#[test]
+fn every_hop_and_the_destination_are_probed_once_in_an_interval() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 100);
+    let sent = test.run(100, 30_000);
+    for ttl in [1, 2, 3, DESTINATION] {
+        assert_eq!(times_of(&sent, ttl).len(), 1, "{sent:?}");
+    }
+    assert_eq!(sent[3].0, DESTINATION);
+    let later = test.run(30_000, 60_000);
+    assert!(later.iter().map(|(ttl, _)| ttl).eq(sent.iter().map(|(ttl, _)| ttl)), "{later:?}");
+    let [burst, first, second] = &test.traces[..] else { panic!("{:?}", test.traces) };
+    assert_eq!([burst, first, second].map(|trace| trace.is_burst), [true, false, false]);
+    assert_eq!([burst, first, second].map(|trace| trace.trigger), {
+        [Trigger::Start, Trigger::Interval, Trigger::Interval]
+    });
+    assert_eq!(second.began.since(first.began), Duration::from_secs(30));
+    for trace in [burst, first, second] {
+        assert!(trace.hops.iter().all(|hop| hop.answers.len() == 1 && hop.state == HopState::Answered));
+        assert_eq!((trace.hops.len(), trace.routers, trace.rtt), (3, Some(3), Some(RTT)));
+        assert!(trace.route.is_some());
+    }
+}
+
+#[test]
+fn traces_are_ten_seconds_apart_except_on_request() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 100);
+    test.flow.trigger(Trigger::Loss);
+    test.flow.trigger(Trigger::Rtt);
+    test.run(100, 10_100);
+    test.flow.trigger(Trigger::Request);
+    test.run(10_200, 10_300);
+    let bursts = test.traces.iter().filter(|trace| trace.is_burst);
+    let found: Vec<_> = bursts.map(|trace| (trace.trigger, milliseconds(trace.began))).collect();
+    let expected = [(Trigger::Start, 0), (Trigger::Loss, 10_000), (Trigger::Request, 10_200)];
+    assert_eq!(found, expected, "of two triggers the first is kept");
+    assert_eq!(test.flow.last_trigger(), Trigger::Request);
+}
+
+#[test]
+fn trace_without_a_destination_ends_at_the_last_hop_that_answers_and_is_repeated() {
+    let mut test = TestFlow::new(&[DESTINATION, 1]);
+    (4..=30).for_each(|ttl| test.silent.push(ttl));
+    test.run(0, 29_999);
+    test.run(30_000, 32_000);
+    let [first, second] = &test.traces[..] else { panic!("{:?}", test.traces) };
+    for trace in [first, second] {
+        assert_eq!((trace.hops.len(), trace.routers, trace.rtt), (3, None, None));
+        let states = trace.hops.iter().map(|hop| hop.state);
+        assert!(states.eq([HopState::Unanswered, HopState::Answered, HopState::Answered]));
+        assert!(trace.is_burst);
+    }
+    assert_eq!((second.trigger, milliseconds(second.began)), (Trigger::Interval, 30_000));
+}
+
+#[test]
+fn hop_whose_probe_was_deferred_shows_its_last_answer() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 100);
+    assert!(!test.flow.retries().is_reserved(2));
+    test.flow.retries_mut().reserve(2, at(20_000));
+    assert!(test.flow.retries().is_reserved(2) && !test.flow.retries().is_reserved(1));
+    test.flow.trigger(Trigger::Request);
+    let mut sequence = 100;
+    let trace = loop {
+        match test.flow.step(at(100 + sequence), at(100 + sequence)) {
+            // The tracer leaves out hops that wait for their turn.
+            FlowStep::Send { ttl: 2, .. } => {}
+            FlowStep::Send { ttl, .. } => {
+                test.flow.queued(sequence, ttl, at(100 + sequence));
+                match ttl {
+                    DESTINATION => {
+                        test.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), at(200))
+                    }
+                    _ => test.flow.answered(sequence, ttl, Answer::new([10, 0, 0, ttl].into(), RTT), at(200)),
+                };
+            }
+            FlowStep::Traced(trace) => break trace,
+            FlowStep::Wait(_) => {}
+            step @ (FlowStep::Check | FlowStep::Report(_)) => panic!("{step:?}"),
+        }
+        sequence += 1;
+    };
+    let states: Vec<HopState> = trace.hops.iter().map(|hop| hop.state).collect();
+    assert_eq!(states, [HopState::Answered, HopState::Inherited, HopState::Answered]);
+}
+
+#[test]
+fn other_router_at_a_known_hop_is_confirmed_and_leads_to_a_trace() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 12_000);
+    let other = [10, 0, 0, 77].into();
+    assert_eq!(test.flow.answered(1_000, 2, Answer::new(other, RTT), at(12_000)), None);
+    test.silent.push(2);
+    let sent = test.run(12_000, 12_200);
+    assert!(test.traces.iter().any(|trace| trace.trigger == Trigger::Router && trace.is_burst));
+    assert!(times_of(&sent, 2).len() > 3, "every answer timeout: {sent:?}");
+    let updates = (0..15).filter_map(|_| test.flow.answered(1_001, 2, Answer::new(other, RTT), at(12_300)));
+    assert!(matches!(updates.collect::<Vec<_>>()[..], [RouteUpdate::Changed { .. }]));
+    assert!(times_of(&test.run(12_300, 13_000), 2).is_empty());
+}
