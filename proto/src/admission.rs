@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::prefix::Prefix;
 use crate::time::Timestamp;
+use crate::token_bucket::{TokenBucket, TokenRate};
 
 /// Why a request gets no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,9 +71,9 @@ impl Policy {
 /// The rate limits: a token bucket for each source and one for all.
 #[derive(Debug)]
 pub struct Rates {
-    total: Bucket,
-    young: HashMap<IpAddr, Bucket>,
-    old: HashMap<IpAddr, Bucket>,
+    total: TokenBucket,
+    young: HashMap<IpAddr, TokenBucket>,
+    old: HashMap<IpAddr, TokenBucket>,
 }
 
 impl Rates {
@@ -84,14 +85,29 @@ impl Rates {
     /// Rate limits with full buckets.
     #[must_use]
     pub fn new() -> Self {
-        Self { total: Bucket::default(), young: HashMap::new(), old: HashMap::new() }
+        Self { total: TokenBucket::default(), young: HashMap::new(), old: HashMap::new() }
     }
 
-    /// Takes a token for `source` from both buckets.
+    /// Takes a token for a request of `source` from both buckets.
     ///
     /// # Errors
     /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty.
     pub fn take(&mut self, policy: &Policy, source: IpAddr, now: Timestamp) -> Result<(), Refusal> {
+        let of_source = TokenRate::per_second(policy.rate_per_source).ok_or(Refusal::SourceRate)?;
+        let total = TokenRate::per_second(policy.rate).ok_or(Refusal::TotalRate)?;
+        self.take_within((of_source, total), source, now)
+    }
+
+    /// The same with the rates of each source and of all.
+    ///
+    /// # Errors
+    /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty. No token is taken then.
+    pub fn take_within(
+        &mut self,
+        (of_source, total): (TokenRate, TokenRate),
+        source: IpAddr,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let key = rate_limit_key(source);
         if !self.young.contains_key(&key) {
             if self.young.len() >= Self::SOURCES {
@@ -101,12 +117,14 @@ impl Rates {
             self.young.insert(key, bucket);
         }
         let bucket = self.young.get_mut(&key).expect("it was inserted above");
-        if !bucket.take(policy.rate_per_source, now) {
+        if bucket.available_at(of_source, now) > now {
             return Err(Refusal::SourceRate);
         }
-        if !self.total.take(policy.rate, now) {
+        if self.total.available_at(total, now) > now {
             return Err(Refusal::TotalRate);
         }
+        bucket.reserve(of_source, now);
+        self.total.reserve(total, now);
         Ok(())
     }
 }
@@ -127,34 +145,10 @@ pub fn rate_limit_key(source: IpAddr) -> IpAddr {
     }
 }
 
-/// A token bucket that holds the tokens of a quarter of a second (at least [`Bucket::BURST`]). Its state is
-/// the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    full_at: Timestamp,
-}
-
-impl Bucket {
-    const BURST: u64 = 16;
-    const SECOND: u64 = 1_000_000_000;
-
-    fn take(&mut self, rate: u64, now: Timestamp) -> bool {
-        if rate == 0 {
-            return false;
-        }
-        let cost = Self::SECOND.div_ceil(rate);
-        let depth = (rate / 4).max(Self::BURST).saturating_mul(cost);
-        let full_at = self.full_at.max(now) + std::time::Duration::from_nanos(cost);
-        if full_at > now + std::time::Duration::from_nanos(depth) {
-            return false;
-        }
-        self.full_at = full_at;
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn policy(rate: u64, rate_per_source: u64) -> Policy {
@@ -190,6 +184,19 @@ mod tests {
         }
         assert_eq!(last, [Ok(()), Err(Refusal::TotalRate), Err(Refusal::TotalRate)]);
         assert_eq!(rates.take(&policy, host(1), now), Err(Refusal::SourceRate));
+    }
+
+    #[test]
+    fn request_that_is_refused_by_the_total_rate_takes_no_token_of_its_source() {
+        let mut rates = Rates::new();
+        let once = |seconds| TokenRate { spacing: Duration::from_secs(seconds), burst: 1 };
+        let limits = (once(100), once(1));
+        let now = Timestamp::from_nanos(1_000_000_000_000);
+        assert_eq!(rates.take_within(limits, host(1), now), Ok(()));
+        assert_eq!(rates.take_within(limits, host(2), now), Err(Refusal::TotalRate));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(rates.take_within(limits, host(1), later), Err(Refusal::SourceRate));
+        assert_eq!(rates.take_within(limits, host(2), later), Ok(()));
     }
 
     #[test]
@@ -231,28 +238,6 @@ mod tests {
         assert_eq!(paced.len(), 4);
         let network: IpAddr = "2001:db8:1:2::".parse().unwrap();
         assert_eq!(rate_limit_key("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
-    }
-
-    #[test]
-    fn bucket_holds_tokens_of_a_quarter_second_and_at_least_sixteen() {
-        let full = |rate| {
-            let mut bucket = Bucket::default();
-            let now = Timestamp::from_nanos(5_000_000_000);
-            (0..10_000).take_while(|_| bucket.take(rate, now)).count()
-        };
-        assert_eq!([0, 1, 63, 64, 68, 400, 4_000].map(full), [0, 16, 16, 16, 17, 100, 1_000]);
-    }
-
-    #[test]
-    fn empty_bucket_refills_one_token_per_interval_of_the_rate() {
-        let mut bucket = Bucket::default();
-        let now = Timestamp::from_nanos(5_000_000_000);
-        assert!((0..100).any(|_| !bucket.take(3, now)));
-        let interval = std::time::Duration::from_nanos(333_333_334);
-        let early = now + (interval - std::time::Duration::from_nanos(1));
-        assert!(!bucket.take(3, early));
-        assert!(bucket.take(3, now + interval));
-        assert!(!bucket.take(3, now + interval));
     }
 
     #[test]

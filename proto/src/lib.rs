@@ -4,6 +4,7 @@
 //!
 //! * [`machine`]: the contract between a protocol and its driver
 //! * [`time`], [`schedule`]: one type per clock, and the send schedule
+//! * [`token_bucket`]: rate limits
 //! * [`wire`]: encoding and decoding of packets and messages
 //! * [`key`], [`prefix`], [`admission`]: authentication, allowed sources and rate limits
 //! * [`selection`]: which peers an agent measures when a full mesh is too large
@@ -31,5 +32,6 @@ pub mod selection;
 pub mod sim;
 pub mod stats;
 pub mod time;
+pub mod token_bucket;
 pub mod trace;
 pub mod wire;

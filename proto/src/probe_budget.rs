@@ -9,42 +9,24 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::time::Timestamp;
+use crate::token_bucket::TokenBucket;
+pub use crate::token_bucket::TokenRate;
 
-/// The limits of an agent. A rate applies in the long run; a burst is the number of probes that may follow
-/// each other at once.
+/// The limits of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeLimits {
     /// Probes that one IPv4 router answers.
-    pub router_v4: ProbeRate,
+    pub router_v4: TokenRate,
     /// Probes that one IPv6 router answers.
-    pub router_v6: ProbeRate,
+    pub router_v6: TokenRate,
     /// All probes of the agent.
-    pub agent: ProbeRate,
+    pub agent: TokenRate,
     /// All replies whose TTL is limited for the traces of other agents.
-    pub others: ProbeRate,
-}
-
-/// A rate limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProbeRate {
-    /// Average time between two probes; zero: no limit.
-    pub spacing: Duration,
-    /// Number of probes that may follow each other without a pause; at least 1.
-    pub burst: u32,
-}
-
-impl ProbeRate {
-    /// No limit.
-    pub const UNLIMITED: Self = Self { spacing: Duration::ZERO, burst: 1 };
-
-    /// Time until a bucket that was just emptied is full again.
-    fn capacity(self) -> Duration {
-        self.spacing.saturating_mul(self.burst.max(1))
-    }
+    pub others: TokenRate,
 }
 
 impl ProbeLimits {
-    fn router(self, is_v4: bool) -> ProbeRate {
+    fn router(self, is_v4: bool) -> TokenRate {
         if is_v4 { self.router_v4 } else { self.router_v6 }
     }
 }
@@ -55,10 +37,10 @@ impl Default for ProbeLimits {
     /// probes per second complete four traces of twelve hops per second.
     fn default() -> Self {
         Self {
-            router_v4: ProbeRate { spacing: Duration::from_millis(1_250), burst: 5 },
-            router_v6: ProbeRate { spacing: Duration::from_millis(125), burst: 5 },
-            agent: ProbeRate { spacing: Duration::from_millis(20), burst: 50 },
-            others: ProbeRate { spacing: Duration::from_millis(40), burst: 25 },
+            router_v4: TokenRate { spacing: Duration::from_millis(1_250), burst: 5 },
+            router_v6: TokenRate { spacing: Duration::from_millis(125), burst: 5 },
+            agent: TokenRate { spacing: Duration::from_millis(20), burst: 50 },
+            others: TokenRate { spacing: Duration::from_millis(40), burst: 25 },
         }
     }
 }
@@ -104,9 +86,9 @@ impl Deferral {
 #[derive(Debug)]
 pub struct ProbeBudget {
     limits: ProbeLimits,
-    agent: Bucket,
-    others: Bucket,
-    routers: BTreeMap<Expected, Bucket>,
+    agent: TokenBucket,
+    others: TokenBucket,
+    routers: BTreeMap<Expected, TokenBucket>,
     generation: u64,
     /// The router that answered last, by TTL and by whether the probe was an IPv4 packet.
     latest: BTreeMap<(u8, bool), IpAddr>,
@@ -125,8 +107,8 @@ impl ProbeBudget {
     pub fn new(limits: ProbeLimits) -> Self {
         Self {
             limits,
-            agent: Bucket::default(),
-            others: Bucket::default(),
+            agent: TokenBucket::default(),
+            others: TokenBucket::default(),
             routers: BTreeMap::new(),
             generation: 0,
             latest: BTreeMap::new(),
@@ -210,7 +192,7 @@ impl ProbeBudget {
     }
 
     /// The bucket of a router; `None` if it is not limited.
-    fn router(&mut self, expected: Expected, now: Timestamp) -> Option<(&mut Bucket, ProbeRate)> {
+    fn router(&mut self, expected: Expected, now: Timestamp) -> Option<(&mut TokenBucket, TokenRate)> {
         let is_v4 = expected.is_v4();
         let expected = match expected {
             Expected::Router(_) => expected,
@@ -222,7 +204,7 @@ impl ProbeBudget {
         let rate = self.limits.router(is_v4);
         let is_known = self.routers.contains_key(&expected);
         if !is_known && self.routers.len() >= Self::ROUTERS {
-            self.routers.retain(|_, bucket| bucket.full_at > now);
+            self.routers.retain(|_, bucket| !bucket.is_full(now));
         }
         let has_room = is_known || self.routers.len() < Self::ROUTERS;
         (rate.spacing > Duration::ZERO && has_room).then(|| (self.routers.entry(expected).or_default(), rate))
@@ -236,7 +218,7 @@ impl ProbeBudget {
         let spent = self.routers.remove(&Expected::Unknown { ttl, is_v4 }).filter(|_| is_first);
         if self.routers.len() < Self::ROUTERS {
             let bucket = self.routers.entry(Expected::Router(router)).or_default();
-            bucket.full_at = bucket.full_at.max(spent.unwrap_or_default().full_at);
+            bucket.inherit(spent.unwrap_or_default());
         }
     }
 }
@@ -244,32 +226,6 @@ impl ProbeBudget {
 impl Default for ProbeBudget {
     fn default() -> Self {
         Self::new(ProbeLimits::default())
-    }
-}
-
-/// A token bucket. Its state is the time at which it will be full again (the generic cell rate algorithm,
-/// ITU-T I.371).
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    full_at: Timestamp,
-}
-
-impl Bucket {
-    /// When the next token becomes valid, at least `now`.
-    fn available_at(&self, rate: ProbeRate, now: Timestamp) -> Timestamp {
-        now.max(self.full_at + rate.spacing - rate.capacity())
-    }
-
-    /// Takes back the tokens that are not valid yet.
-    fn cancel(&mut self, rate: ProbeRate, now: Timestamp) {
-        self.full_at = self.full_at.min(now + rate.capacity());
-    }
-
-    /// Takes a token; returns when it becomes valid, at least `now`.
-    fn reserve(&mut self, rate: ProbeRate, now: Timestamp) -> Timestamp {
-        let at = self.available_at(rate, now);
-        self.full_at = self.full_at.max(now) + rate.spacing;
-        at
     }
 }
 
@@ -314,7 +270,7 @@ mod tests {
 
     #[test]
     fn agent_is_limited_over_all_routers() {
-        let agent = ProbeRate { spacing: Duration::from_millis(20), burst: 3 };
+        let agent = TokenRate { spacing: Duration::from_millis(20), burst: 3 };
         let mut budget = ProbeBudget::new(ProbeLimits { agent, ..ProbeLimits::default() });
         let expected = |last: u8| Expected::Router([192, 0, 2, last].into());
         let reserved = [1, 2, 3, 4, 5].map(|last| budget.reserve(expected(last), at(0)));
@@ -343,7 +299,7 @@ mod tests {
         let mut budget = ProbeBudget::new(ProbeLimits::default());
         let reserve = |budget: &mut ProbeBudget| budget.reserve(Expected::Router(ROUTER), at(0)).0;
         assert!((0..6).map(|_| reserve(&mut budget)).eq([0, 0, 0, 0, 0, 1_250].map(at)));
-        let router_v4 = ProbeRate { spacing: Duration::from_millis(100), burst: 5 };
+        let router_v4 = TokenRate { spacing: Duration::from_millis(100), burst: 5 };
         let changed = ProbeLimits { router_v4, ..ProbeLimits::default() };
         budget.set_limits(changed, at(0));
         let first = reserve(&mut budget);
@@ -356,7 +312,7 @@ mod tests {
 
     #[test]
     fn turns_of_a_lower_rate_end_with_it() {
-        let slow = ProbeRate { spacing: Duration::from_secs(10), burst: 5 };
+        let slow = TokenRate { spacing: Duration::from_secs(10), burst: 5 };
         let limits = ProbeLimits { router_v4: slow, agent: slow, others: slow, ..ProbeLimits::default() };
         let mut budget = ProbeBudget::new(limits);
         for _ in 0..1_000 {
@@ -372,7 +328,7 @@ mod tests {
 
     #[test]
     fn unlimited_rates_defer_nothing() {
-        let none = ProbeRate::UNLIMITED;
+        let none = TokenRate::UNLIMITED;
         let mut budget =
             ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none });
         let router_v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]);
@@ -383,7 +339,7 @@ mod tests {
 
     #[test]
     fn full_buckets_are_discarded_at_the_limit() {
-        let limits = ProbeLimits { agent: ProbeRate::UNLIMITED, ..ProbeLimits::default() };
+        let limits = ProbeLimits { agent: TokenRate::UNLIMITED, ..ProbeLimits::default() };
         let mut budget = ProbeBudget::new(limits);
         let expected = |index: u32| Expected::Router(std::net::Ipv4Addr::from_bits(index).into());
         let count = u32::try_from(ProbeBudget::ROUTERS).unwrap();

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use pathmeter_proto::probe_budget::{ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::{ProbeLimits, TokenRate};
 use pathmeter_proto::trace::ProbeProtocol;
 
 use super::echo::Echo;
@@ -67,25 +67,25 @@ pub struct TraceLimits {
     /// Maximum probes per second to one IPv4 router, after a burst of five. Raise it only if all routers of
     /// the traced routes answer that fast: Linux answers each prober once per second by default
     /// (`net.ipv4.icmp_ratelimit`), and unanswered probes look like loss at a healthy hop.
-    pub router_rate: ProbeRate,
+    pub router_rate: TokenRate,
     /// Maximum probes per second to one IPv6 router, after a burst of five. Linux answers each prober ten
     /// times per second by default (`net.ipv6.icmp.ratelimit`).
-    pub router_rate_ipv6: ProbeRate,
+    pub router_rate_ipv6: TokenRate,
     /// Maximum probes per second to all routers together, after a burst of one second. For traces of other
     /// agents, half as many replies are sent to routers.
-    pub agent_rate: ProbeRate,
+    pub agent_rate: TokenRate,
 }
 
 impl TraceLimits {
     /// The limits for the probe budget of an agent.
     #[must_use]
     pub fn probe_limits(self) -> ProbeLimits {
-        let ProbeRate { spacing, burst } = self.agent_rate;
+        let TokenRate { spacing, burst } = self.agent_rate;
         ProbeLimits {
             router_v4: self.router_rate,
             router_v6: self.router_rate_ipv6,
             agent: self.agent_rate,
-            others: ProbeRate { spacing: spacing * 2, burst: (burst / 2).max(1) },
+            others: TokenRate { spacing: spacing * 2, burst: (burst / 2).max(1) },
         }
     }
 }
@@ -123,8 +123,8 @@ pub(super) fn limits(section: &mut MappingReader<'_, '_>) -> Option<TraceLimits>
 }
 
 /// A rate in thousandths of a packet per second.
-fn probe_rate(thousandths: u64, burst: u32) -> ProbeRate {
-    ProbeRate { spacing: Duration::from_secs(1_000) / u32::try_from(thousandths).unwrap_or(u32::MAX), burst }
+fn probe_rate(thousandths: u64, burst: u32) -> TokenRate {
+    TokenRate { spacing: Duration::from_secs(1_000) / u32::try_from(thousandths).unwrap_or(u32::MAX), burst }
 }
 
 /// A shorter interval would exceed what routers answer by default on every route.

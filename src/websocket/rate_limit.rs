@@ -2,32 +2,30 @@
 
 use std::time::Duration;
 
+use pathmeter_proto::time::{Timestamp, nanos};
+use pathmeter_proto::token_bucket::{TokenBucket, TokenRate};
 use tokio::time::Instant;
 
-/// Token bucket with a burst of a quarter of a second's messages (at least [`BURST`]), stored as the time at
-/// which it is full again (generic cell rate algorithm, ITU-T I.371). It delays messages but never rejects
-/// them.
+/// Delays messages above the rate, but never rejects them.
 #[derive(Debug)]
 pub(super) struct RateLimit {
-    cost: Duration,
-    depth: Duration,
-    full_at: Instant,
+    rate: TokenRate,
+    bucket: TokenBucket,
+    /// The origin of the bucket's times.
+    begin: Instant,
 }
-
-/// Minimum burst, for low rates.
-const BURST: u32 = 16;
 
 impl RateLimit {
     /// Returns a full bucket. `rate` is in messages per second and must not be 0.
     pub(super) fn new(rate: u32, now: Instant) -> Self {
-        let cost = Duration::from_secs(1) / rate;
-        Self { cost, depth: cost * (rate / 4).max(BURST), full_at: now }
+        let rate = TokenRate::per_second(rate.into()).expect("a rate is at least 1");
+        Self { rate, bucket: TokenBucket::default(), begin: now }
     }
 
     /// Takes a token for one message. Returns how long to wait before reading the next one.
     pub(super) fn take(&mut self, now: Instant) -> Duration {
-        self.full_at = self.full_at.max(now) + self.cost;
-        self.full_at.duration_since(now).saturating_sub(self.depth)
+        let now = Timestamp::from_nanos(nanos(now.duration_since(self.begin)));
+        self.bucket.reserve(self.rate, now).since(now)
     }
 }
 
@@ -40,7 +38,7 @@ mod tests {
         for rate in [1, 10, 1000, 1_000_000] {
             let begin = Instant::now();
             let (mut rate_limit, mut now) = (RateLimit::new(rate, begin), begin);
-            let burst = (rate / 4).max(BURST);
+            let burst = (rate / 4).max(16);
             for _ in 0..burst {
                 assert_eq!(rate_limit.take(now), Duration::ZERO, "{rate}/s");
             }

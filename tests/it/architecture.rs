@@ -115,7 +115,7 @@ const RULES: [Rule; 13] = [
             "src/cli/demo.rs",
             "src/cli/run.rs",
             "src/cli/trace/names.rs",
-            "src/daemon/client_traces.rs",
+            "src/daemon/client_traces/",
             "src/daemon/stored_state.rs",
             "src/discovery/files.rs",
             "src/discovery/http.rs",
@@ -218,6 +218,7 @@ const LAYERS: [Layers; 2] = [
         root: "proto/src",
         layers: &[
             &["dscp", "key", "prefix", "time"],
+            &["token_bucket"],
             &["admission", "machine", "probe_budget", "schedule", "stats", "wire"],
             &["echo", "goodbye", "selection"],
             &["mtu", "trace"],

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send, Step, TimestampSource};
-use crate::probe_budget::{Expected, ProbeLimits, ProbeRate};
+use crate::probe_budget::{Expected, ProbeLimits, TokenRate};
 use crate::schedule::mix;
 use crate::time::{WallOffset, WallTime};
 
@@ -67,7 +67,7 @@ struct World<F> {
 
 impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
     fn new(protocol: ProbeProtocol, seed: u64, fate: F) -> Self {
-        let none = ProbeRate::UNLIMITED;
+        let none = TokenRate::UNLIMITED;
         let limits = ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none };
         Self::with(limits, protocol, seed, fate)
     }
@@ -291,8 +291,8 @@ fn destination_that_rejects_probes_is_reached() {
 #[test]
 fn hops_that_were_left_out_do_not_end_a_search() {
     for protocol in PROTOCOLS {
-        let once = ProbeRate { spacing: Duration::from_secs(60), burst: 1 };
-        let none = ProbeRate::UNLIMITED;
+        let once = TokenRate { spacing: Duration::from_secs(60), burst: 1 };
+        let none = TokenRate::UNLIMITED;
         let limits = ProbeLimits { router_v4: once, router_v6: none, agent: none, others: none };
         let fate = |ttl, _, _| if ttl <= 5 { Fate::Router(ttl) } else { Fate::Unanswered };
         let mut budget = ProbeBudget::new(limits);
@@ -335,7 +335,7 @@ fn targets_that_share_routers_are_reached_and_never_have_a_wrong_distance() {
 #[test]
 fn tracer_waits_no_longer_than_changed_limits_demand() {
     for protocol in PROTOCOLS {
-        let slow = ProbeRate { spacing: Duration::from_secs(1_000), burst: 1 };
+        let slow = TokenRate { spacing: Duration::from_secs(1_000), burst: 1 };
         let limits = ProbeLimits { router_v4: slow, agent: slow, ..ProbeLimits::default() };
         let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
         let mut world = World::of(spec(&budget, protocol, 3), |ttl, _, _| route(ttl, 3));

@@ -5,7 +5,7 @@ use super::*;
 use crate::admission::Policy;
 use crate::echo::{ResponderReport, StampResponder};
 use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send, Step, TimestampSource};
-use crate::probe_budget::{Expected, ProbeLimits, ProbeRate};
+use crate::probe_budget::{Expected, ProbeLimits, TokenRate};
 use crate::time::{WallOffset, WallTime};
 use crate::wire::stamp::{Mode, Reply};
 use crate::wire::{ReplyFate, ReverseOutcome, ReverseTrace, tlv};
@@ -38,7 +38,7 @@ fn expired(router: [u8; 4], at: Timestamp) -> Arrival {
 }
 
 fn spec() -> TraceSpec {
-    let none = ProbeRate::UNLIMITED;
+    let none = TokenRate::UNLIMITED;
     let limits = ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none };
     TraceSpec {
         protocol: ProbeProtocol::Udp,
@@ -406,8 +406,8 @@ fn trace_of_one_flow_is_requested_alone() {
 
 #[test]
 fn probe_of_a_limited_router_is_deferred_and_sent_when_its_turn_comes() {
-    let once = ProbeRate { spacing: Duration::from_secs(1), burst: 1 };
-    let unlimited = ProbeRate::UNLIMITED;
+    let once = TokenRate { spacing: Duration::from_secs(1), burst: 1 };
+    let unlimited = TokenRate::UNLIMITED;
     let limits = ProbeLimits { router_v4: once, router_v6: unlimited, agent: unlimited, others: unlimited };
     let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
     let mut test = TestTracer::new(TraceSpec { budget: budget.clone(), ..spec() });

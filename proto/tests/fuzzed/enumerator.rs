@@ -11,7 +11,7 @@ use pathmeter_proto::echo::StampResponder;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, IcmpError, IcmpKind, Machine as _, NotSent, SendId, Step, TimestampSource,
 };
-use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, TokenRate};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
     Completeness, Enumerated, Enumeration, EnumerationReport, Enumerator, ProbeProtocol, TraceSpec,
@@ -29,7 +29,7 @@ pub(crate) fn enumerator(bytes: &[u8]) {
     let (flags, flows, hops) = (input.byte(), input.byte(), input.byte());
     let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
     let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
-    let none = ProbeRate::UNLIMITED;
+    let none = TokenRate::UNLIMITED;
     let limits = match flags & 2 == 0 {
         true => ProbeLimits::default(),
         false => ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none },

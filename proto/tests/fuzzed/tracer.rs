@@ -12,7 +12,7 @@ use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, SENT_TTL, SendId, Step, TimestampSource,
 };
-use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, TokenRate};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
     Direction, Finding, ProbeProtocol, Route, RouteUpdate, Trace, TraceReport, TraceSpec, Tracer, Trigger,
@@ -33,7 +33,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
     let (flags, hops) = (input.byte(), input.byte());
     let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
     let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
-    let unlimited = ProbeRate::UNLIMITED;
+    let unlimited = TokenRate::UNLIMITED;
     let limits = match flags & 4 == 0 {
         true => ProbeLimits::default(),
         false => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Profile, Quirks};
 use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, TimestampSource};
-use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, TokenRate};
 use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
 use pathmeter_proto::trace::{
     Answer, AnswerExtensions, DESTINATION, Direction, Finding, HopRouter, HopState, ProbeProtocol, Route,
@@ -39,7 +39,7 @@ pub(super) fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
 }
 
 pub(super) fn unlimited() -> ProbeLimits {
-    let none = ProbeRate::UNLIMITED;
+    let none = TokenRate::UNLIMITED;
     ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none }
 }
 

@@ -1,4 +1,4 @@
-use pathmeter_proto::probe_budget::{ProbeLimits, ProbeRate};
+use pathmeter_proto::probe_budget::{ProbeLimits, TokenRate};
 
 use super::echo::Echo;
 use super::echo::transport::{PathMtu, Transport, Udp};
@@ -90,9 +90,9 @@ fn empty_file_configures_an_agent_that_only_answers() {
         providers: Vec::new(),
         probes: Vec::new(),
         trace: trace::TraceLimits {
-            router_rate: ProbeRate { spacing: Duration::from_millis(1_250), burst: 5 },
-            router_rate_ipv6: ProbeRate { spacing: Duration::from_millis(125), burst: 5 },
-            agent_rate: ProbeRate { spacing: Duration::from_millis(20), burst: 50 },
+            router_rate: TokenRate { spacing: Duration::from_millis(1_250), burst: 5 },
+            router_rate_ipv6: TokenRate { spacing: Duration::from_millis(125), burst: 5 },
+            agent_rate: TokenRate { spacing: Duration::from_millis(20), burst: 50 },
         },
         metrics: Metrics { series_max: 1_000_000, level: SeriesLevel::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
@@ -115,7 +115,7 @@ fn empty_file_configures_an_agent_that_only_answers() {
 fn default_rates_of_traces_are_those_of_the_protocol() {
     assert_eq!(load_on("fra-1", "").config.trace.probe_limits(), ProbeLimits::default());
     let raised = load_on("fra-1", "trace: {router_rate: 200pps, agent_rate: 1.5kpps}").config.trace;
-    let rate = |nanos, burst| ProbeRate { spacing: Duration::from_nanos(nanos), burst };
+    let rate = |nanos, burst| TokenRate { spacing: Duration::from_nanos(nanos), burst };
     assert_eq!(raised.router_rate, rate(5_000_000, 5));
     assert_eq!(raised.agent_rate, rate(666_666, 1_500));
     assert_eq!(raised.probe_limits().others, rate(1_333_332, 750));

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::machine::IcmpError;
 use crate::probe_budget::Expected;
-use crate::probe_budget::{ProbeLimits, ProbeRate};
+use crate::probe_budget::{ProbeLimits, TokenRate};
 use crate::time::WallTime;
 use crate::wire::{ReplyFate, ReverseOutcome};
 
@@ -515,7 +515,7 @@ fn reply_that_ends_at_a_router_does_not_repeat_what_its_request_says_about_answe
 
 #[test]
 fn answers_to_the_latest_1024_limited_replies_are_kept() {
-    let unlimited = ProbeRate::UNLIMITED;
+    let unlimited = TokenRate::UNLIMITED;
     let limits =
         ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited, others: unlimited };
     let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
