@@ -299,8 +299,8 @@ impl Daemon {
                 }
                 Some(request) = self.channels.trace_requests.recv() => self.on_trace_request(request),
                 Some(request) = self.channels.client_traces.recv() => {
-                    let (loops, events) = (&self.measuring.loops, &self.observability.events);
-                    self.client_traces.start(request, &self.settings, loops, events);
+                    let loops = &self.measuring.loops;
+                    self.client_traces.start(request, &self.settings, loops, &self.observability);
                 }
                 received = receive_routes(&mut self.channels.local_routes) => {
                     if let Err(error) = received {

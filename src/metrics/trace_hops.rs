@@ -237,7 +237,13 @@ mod tests {
             series.record(&TraceReport::Sent { ttl });
         }
         for ttl in [1, 2, DESTINATION] {
-            series.record(&TraceReport::Answered { flow: 0, ttl, answer: None });
+            let answer = Answer::new(router(ttl), Duration::from_millis(1));
+            series.record(&TraceReport::Answered {
+                flow: 0,
+                ttl,
+                answer,
+                is_destination: ttl == DESTINATION,
+            });
         }
         let answered = |last| (Some(last), HopState::Answered);
         series.record(&trace(&[answered(1), (None, HopState::Silent), answered(3)]));

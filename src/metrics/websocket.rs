@@ -17,12 +17,24 @@ pub struct WebSocketSeries {
     /// Payload bytes of the echoed messages.
     pub bytes: Cell,
     closed: Labelled<CloseReason, 7>,
+    traces: Labelled<ClientTraceResult, 7>,
 }
 
 impl WebSocketSeries {
     /// Counts a refused client.
     pub fn refused(&self, why: ClientRefusal) {
         self.refused.of(why).inc();
+    }
+
+    /// Counts a requested trace.
+    pub fn traced(&self, result: ClientTraceResult) {
+        self.traces.of(result).inc();
+    }
+
+    /// Number of requested traces with a result.
+    #[must_use]
+    pub fn traced_as(&self, result: ClientTraceResult) -> u64 {
+        self.traces.of(result).get()
     }
 
     /// Counts an accepted client whose connection was closed.
@@ -80,13 +92,42 @@ labels!(CloseReason, "reason", {
     Error => "error",
 });
 
+/// What became of a trace to a client. Every request for one has one result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTraceResult {
+    /// The trace is complete.
+    Complete,
+    /// It could not be started, or ended without a result.
+    Failed,
+    /// The client disconnected before its end.
+    Left,
+    /// Refused: a trace to the address is running.
+    Running,
+    /// Refused: too many traces to clients of the address, or IPv6 /64.
+    SourceRate,
+    /// Refused: too many traces to all clients.
+    TotalRate,
+    /// Refused: too many clients wait for the start of a trace.
+    Busy,
+}
+
+labels!(ClientTraceResult, "result", {
+    Complete => "complete",
+    Failed => "failed",
+    Left => "left",
+    Running => "running",
+    SourceRate => "source_rate",
+    TotalRate => "total_rate",
+    Busy => "busy",
+});
+
 impl Series for WebSocketSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 15;
+    const LINES: usize = 22;
 }
 
 /// In alphabetical order.
-const FAMILIES: [Family<WebSocketSeries>; 6] = [
+const FAMILIES: [Family<WebSocketSeries>; 7] = [
     counter("pathmeter_websocket_bytes_total", "Payload bytes of echoed messages.", |w, name, s| {
         w.plain(name, s.bytes.get())
     }),
@@ -108,5 +149,10 @@ const FAMILIES: [Family<WebSocketSeries>; 6] = [
         "pathmeter_websocket_clients_refused_total",
         "Refused WebSocket clients, by reason.",
         |w, name, s| s.refused.write_alone(w, name),
+    ),
+    counter(
+        "pathmeter_websocket_traces_total",
+        "Requested traces of WebSocket clients, by result.",
+        |w, name, s| s.traces.write_alone(w, name),
     ),
 ];

@@ -28,7 +28,7 @@ use crate::config::{TracedClients, WebSocketRules};
 use crate::event_log::EventFeed;
 use crate::http::server::Body;
 use crate::identity::WouldAnswer;
-use crate::metrics::websocket::{CloseReason, WebSocketSeries};
+use crate::metrics::websocket::{ClientTraceResult, CloseReason, WebSocketSeries};
 use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
@@ -179,13 +179,14 @@ impl WebSocketResponder {
             TracedClients::Asked if !is_asked => return None,
             TracedClients::Asked | TracedClients::All => {}
         }
-        let (sender, updates) = mpsc::unbounded_channel();
+        let (sender, updates) = mpsc::channel(trace::UPDATES_MAX);
         let error_sender = sender.clone();
         let request = ClientTraceRequest { client: peer.ip(), updates: sender };
         if traces.try_send(request).is_err() {
+            self.series.traced(ClientTraceResult::Busy);
             let reason = "too many clients ask for a trace; connect again later".to_owned();
             // The receiver is in this function.
-            let _ = error_sender.send(TraceUpdate::Error { reason });
+            let _ = error_sender.try_send(TraceUpdate::Error { reason });
         }
         Some(ClientTrace { updates, is_asked })
     }

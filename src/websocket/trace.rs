@@ -3,10 +3,14 @@
 use std::net::IpAddr;
 
 use serde::Serialize;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{Receiver, Sender};
 
 /// The subprotocol of clients that ask for a trace.
 pub const TRACE_SUBPROTOCOL: &str = "pathmeter.trace.v1";
+
+/// Updates of one client that wait until it reads; further ones are dropped. Chosen: more than a trace has,
+/// `connected`, the hops and `done`, so that nothing is dropped.
+pub(super) const UPDATES_MAX: usize = 80;
 
 /// A request for a trace to a client that has connected.
 #[derive(Debug)]
@@ -14,7 +18,7 @@ pub struct ClientTraceRequest {
     /// The address from which it has connected.
     pub client: IpAddr,
     /// Receives the results. It is closed when the client disconnects.
-    pub updates: UnboundedSender<TraceUpdate>,
+    pub updates: Sender<TraceUpdate>,
 }
 
 /// A part of the result, as clients receive it.
@@ -28,7 +32,7 @@ pub enum TraceUpdate {
         /// The protocol of the probes.
         method: &'static str,
     },
-    /// A hop, after all have answered or have waited long enough.
+    /// A hop: when its router has answered, or after the others if it has not answered in time.
     Hop {
         /// Its TTL.
         ttl: u8,
@@ -60,7 +64,7 @@ pub enum TraceUpdate {
 /// The results for one client.
 #[derive(Debug)]
 pub(super) struct ClientTrace {
-    pub(super) updates: UnboundedReceiver<TraceUpdate>,
+    pub(super) updates: Receiver<TraceUpdate>,
     /// Whether the client asked for them.
     pub(super) is_asked: bool,
 }

@@ -109,8 +109,19 @@ const MEASURING: &[Row] = &[
     ("events stored for `/api/v1/events`", &["src/event_log/mod.rs:EVENTS_MAX"], "the oldest is dropped"),
     (
         "traces of clients of `/ws` that begin at once; clients that wait for one",
-        &["src/daemon/client_traces.rs:BURST", "src/daemon/mod.rs:CLIENT_TRACES_PENDING_MAX"],
-        "refused with a reason",
+        &["src/daemon/client_traces/mod.rs:BURST", "src/daemon/mod.rs:CLIENT_TRACES_PENDING_MAX"],
+        "refused with a reason: `total_rate`, `busy`",
+    ),
+    (
+        "traces of clients of one address, or IPv6 /64: that begin at once, part of the rate of all",
+        &["src/daemon/client_traces/mod.rs:SOURCE_BURST", "src/daemon/client_traces/mod.rs:SOURCE_SHARE"],
+        "refused with a reason: `source_rate`",
+    ),
+    ("duration of a trace of a client", &["src/daemon/client_traces/report.rs:RESULT_MAX"], "it has failed"),
+    (
+        "updates of its trace that wait until a client reads",
+        &["src/websocket/trace.rs:UPDATES_MAX"],
+        "dropped; a trace has fewer",
     ),
     (
         "changed routes of this host that wait for the next second",
@@ -125,7 +136,7 @@ const MEASURING: &[Row] = &[
     ),
     (
         "events of each type about clients",
-        &["src/daemon/client_traces.rs:EVENTS_MAX"],
+        &["src/daemon/client_traces/report.rs:EVENTS_MAX"],
         "the oldest is dropped",
     ),
     (

@@ -220,8 +220,10 @@ pub enum TraceReport {
         flow: u8,
         /// Its TTL.
         ttl: u8,
-        /// The answer of a router; `None`: the destination answered.
-        answer: Option<Answer>,
+        /// Which router answered, or the destination, and after which time.
+        answer: Answer,
+        /// Whether it was the destination.
+        is_destination: bool,
     },
     /// A probe was rejected on the way. It counts as unanswered later.
     Rejected {

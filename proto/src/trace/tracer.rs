@@ -272,7 +272,7 @@ impl Tracer {
         let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| !probe.is_answered) else { return };
         probe.is_answered = true;
         let SentProbe { flow, direction, ttl, .. } = *probe;
-        let report = TraceReport::Answered { flow, ttl, answer: Some(answer.clone()) };
+        let report = TraceReport::Answered { flow, ttl, answer: answer.clone(), is_destination: false };
         self.report(direction, report);
         let Some(traced) = self.traced(direction, flow) else { return };
         if let Some(update) = traced.answered(sequence, ttl, answer, at) {
@@ -307,7 +307,7 @@ impl Tracer {
         }
         let SentProbe { flow, direction, ttl, at: sent_at, .. } = *probe;
         let (from, rtt, at) = (arrival.from.ip(), arrival.at.since(sent_at), arrival.at);
-        self.report(direction, TraceReport::Answered { flow, ttl, answer: None });
+        self.report_destination(direction, flow, ttl, Answer::new(from, rtt));
         let traced = self.traced(direction, flow)?;
         let reply = DestinationReply { sequence, sent_ttl: ttl, arrived_ttl: None, sent_at, at };
         traced.destination_answered(reply);
@@ -376,7 +376,7 @@ impl Tracer {
                 }
             },
         };
-        self.report(direction, TraceReport::Answered { flow, ttl, answer: None });
+        self.report_destination(direction, flow, ttl, Answer::new(from, rtt));
         let Some(traced) = self.traced(direction, flow) else { return Some(()) };
         let (sent_ttl, sent_at) = (ttl, at);
         let at = arrival.at;
@@ -385,6 +385,10 @@ impl Tracer {
             self.report_route(direction, flow, update);
         }
         Some(())
+    }
+
+    fn report_destination(&mut self, direction: Direction, flow: u8, ttl: u8, answer: Answer) {
+        self.report(direction, TraceReport::Answered { flow, ttl, answer, is_destination: true });
     }
 
     fn report_route(&mut self, direction: Direction, flow: u8, update: RouteUpdate) {

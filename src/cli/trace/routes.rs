@@ -206,7 +206,7 @@ impl<'a> Routes<'a> {
     fn add(&mut self, DirectedReport { direction, report }: DirectedReport) {
         match report {
             TraceReport::Sent { .. } => self.has_sent = true,
-            TraceReport::Answered { flow, ttl, answer: Some(answer) } => {
+            TraceReport::Answered { flow, ttl, answer, is_destination: false } => {
                 self.names.request(answer.router);
                 self.flows.entry((direction, flow)).or_default().answers.entry(ttl).or_insert(answer);
             }
@@ -227,7 +227,7 @@ impl<'a> Routes<'a> {
                 route.trace.get_or_insert(*trace);
             }
             TraceReport::SendError(reason) => *self.not_sent.entry(reason).or_default() += 1,
-            TraceReport::Answered { answer: None, .. }
+            TraceReport::Answered { is_destination: true, .. }
             | TraceReport::Unanswered { .. }
             | TraceReport::Withdrawn
             | TraceReport::Deferred(_)
@@ -443,7 +443,7 @@ mod tests {
     }
 
     fn answered(ttl: u8) -> TraceReport {
-        TraceReport::Answered { flow: 0, ttl, answer: Some(router(ttl)) }
+        TraceReport::Answered { flow: 0, ttl, answer: router(ttl), is_destination: false }
     }
 
     /// A trace with an answer at these hops.
@@ -485,11 +485,11 @@ mod tests {
         add(&mut routes, answered(1));
         add(&mut routes, answered(3));
         assert_eq!(lines(&routes), ["1 1.000 ms 10.0.0.1"]);
-        let of_others = TraceReport::Answered { flow: 1, ttl: 2, answer: Some(router(2)) };
+        let of_others = TraceReport::Answered { flow: 1, ttl: 2, answer: router(2), is_destination: false };
         add(&mut routes, of_others);
         assert_eq!(lines(&routes).len(), 1, "the second hop may still answer");
         add(&mut routes, answered(2));
-        let second = TraceReport::Answered { flow: 0, ttl: 2, answer: Some(router(7)) };
+        let second = TraceReport::Answered { flow: 0, ttl: 2, answer: router(7), is_destination: false };
         add(&mut routes, second);
         assert_eq!(lines(&routes)[1..], ["2 1.000 ms 10.0.0.2", "3 1.000 ms 10.0.0.3"]);
     }

@@ -18,6 +18,14 @@ fn receive(client: &mut RawClient) -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
+fn failed(agent: &Agent) -> Vec<Value> {
+    let events = agent.json("/api/v1/events");
+    let found = events["events"].as_array().unwrap().iter();
+    found.filter(|event| event["event"] == "client_trace_failed").cloned().collect()
+}
+
+const TRACES: &str = "pathmeter_websocket_traces_total";
+
 fn traced(agent: &Agent) -> Vec<Value> {
     let events = agent.json("/api/v1/events");
     let found = events["events"].as_array().unwrap().iter().filter(|event| event["event"] == "client_traced");
@@ -45,7 +53,9 @@ fn client_that_asks_is_told_its_route_and_so_is_the_operator() {
     assert_eq!((&event["reached"], &event["hops"]), (&json!(true), &json!([])), "{event}");
     client.send(CLOSE, &1000_u16.to_be_bytes()).unwrap();
     assert_eq!(client.closed(), 1000);
-    when_all_closed(&agent);
+    let page = when_all_closed(&agent);
+    assert_eq!(page.count(TRACES, &["result=\"complete\""]), 1, "{page}");
+    assert_eq!(page.count(TRACES, &[]), 1, "{page}");
 }
 
 #[test]
@@ -83,18 +93,31 @@ fn clients_are_not_traced_if_that_is_off() {
 #[test]
 fn client_that_is_not_traced_is_told_why() {
     let host = Host::claim();
-    let _agent = agent(&host, "open: true, traces_per_second: 1");
-    // More than may begin within a second.
-    let mut refused = None;
-    for _ in 0..20 {
-        let (mut client, _) = connect(&host, "127.0.0.1", &[ASKED]);
-        let first = receive(&mut client);
-        if first["event"] == "error" {
-            refused = Some(first["reason"].as_str().unwrap().to_owned());
+    let agent = agent(&host, "open: true, traces_per_second: 1");
+    // One after the other from one address, then each from another one: more than may begin at once.
+    for (last, expected) in [(1..=1, "to your address begins every 4s"), (2..=20, "at most 1 traces")] {
+        let mut addresses = last.cycle().take(20).map(|last| format!("127.0.0.{last}"));
+        let refused = addresses.find_map(|address| {
+            let (mut client, _) = connect(&host, &address, &[ASKED]);
+            let update = receive(&mut client);
+            if update["event"] == "connected" {
+                assert_eq!(receive(&mut client)["event"], "done");
+                return None;
+            }
             client.echo("it still echoes");
-            break;
-        }
+            Some((address, update))
+        });
+        let (address, update) = refused.expect("one was refused");
+        assert_eq!(update["event"], "error");
+        assert!(update["reason"].as_str().unwrap().contains(expected), "{update}");
+        let event = eventually("the event", || failed(&agent).pop());
+        assert_eq!(
+            (&event["client"], &event["method"], &event["reason"]),
+            (&json!(address), &Value::Null, &update["reason"])
+        );
     }
-    let reason = refused.expect("one was refused");
-    assert!(reason.contains("per second") || reason.contains("is running"), "{reason}");
+    let page = agent.page();
+    let refused =
+        ["source_rate", "total_rate"].map(|result| page.count(TRACES, &[&format!("result=\"{result}\"")]));
+    assert_eq!(refused, [1, 1], "{page}");
 }

@@ -1,0 +1,315 @@
+//! What clients and operators receive of a trace.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::trace::{Answer, DirectedReport, HopState, TraceReport};
+use serde::Serialize;
+use tokio::sync::mpsc::{Sender, UnboundedReceiver};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::TraceRefusal;
+use crate::event_log::{EventLog, EventType};
+use crate::metrics::websocket::{ClientTraceResult, WebSocketSeries};
+use crate::trace_log::{HopRecord, TraceRecord};
+use crate::websocket::TraceUpdate;
+
+/// Reports the trace of one client to that client, and to the operator: as an event and in the metrics.
+#[derive(Debug)]
+pub(super) struct ClientTraceReport {
+    client: IpAddr,
+    /// The protocol of the probes; `None` before the trace began.
+    method: Option<&'static str>,
+    updates: Sender<TraceUpdate>,
+    events: Arc<EventLog>,
+    series: Arc<WebSocketSeries>,
+    /// The TTLs of the hops that were sent.
+    hops: BTreeSet<u8>,
+    /// What is counted if the report is dropped before the trace has ended.
+    result: ClientTraceResult,
+}
+
+/// A trace without a result after this time has failed. Chosen: more than the longest wait for the answers to
+/// all hops.
+const RESULT_MAX: Duration = Duration::from_secs(15);
+
+/// Number of events of each type about clients that are kept. Chosen: the clients of the last minute at the
+/// default rate, with up to thirty hops each, in two megabytes.
+const EVENTS_MAX: usize = 64;
+
+impl ClientTraceReport {
+    pub(super) fn new(
+        client: IpAddr,
+        updates: Sender<TraceUpdate>,
+        events: Arc<EventLog>,
+        series: Arc<WebSocketSeries>,
+    ) -> Self {
+        let result = ClientTraceResult::Failed;
+        Self { client, method: None, updates, events, series, hops: BTreeSet::new(), result }
+    }
+
+    /// Sends an update to the client. It may have left, and has room for all updates of a trace.
+    fn send(&self, update: TraceUpdate) {
+        let _ = self.updates.try_send(update);
+    }
+
+    /// The client is not traced.
+    pub(super) fn refused(mut self, refusal: TraceRefusal) {
+        self.result = refusal.result();
+        self.error(refusal.to_string());
+    }
+
+    fn connected(&mut self, method: &'static str) {
+        self.method = Some(method);
+        self.send(TraceUpdate::Connected { address: self.client, method });
+    }
+
+    /// A router has answered. Only its first answer counts.
+    fn answered(&mut self, ttl: u8, answer: &Answer) {
+        if self.hops.insert(ttl) {
+            self.send(TraceUpdate::Hop {
+                ttl,
+                state: HopState::Answered.as_str().to_owned(),
+                address: Some(answer.router),
+                rtt_seconds: Some(answer.rtt.as_secs_f64()),
+            });
+        }
+    }
+
+    /// The trace is complete: sends the hops that were not sent before.
+    fn complete(&mut self, trace: TraceRecord) {
+        for hop in trace.hops.iter().filter(|hop| !self.hops.contains(&hop.ttl)) {
+            self.send(update_of(hop));
+        }
+        let TraceRecord { reached, routers, rtt_seconds, duration_seconds, .. } = trace;
+        self.send(TraceUpdate::Done { reached, routers, rtt_seconds, duration_seconds });
+        self.result = ClientTraceResult::Complete;
+        let method = self.method.unwrap_or_default();
+        self.events.add(&ClientTraced { client: self.client, method, trace });
+    }
+
+    fn left(&mut self) {
+        self.result = ClientTraceResult::Left;
+        self.error("the client disconnected".to_owned());
+    }
+
+    /// There is no trace.
+    fn error(&self, reason: String) {
+        let (client, method) = (self.client, self.method);
+        self.events.add(&ClientTraceFailed { client, method, reason: reason.clone() });
+        self.send(TraceUpdate::Error { reason });
+    }
+}
+
+impl Drop for ClientTraceReport {
+    fn drop(&mut self) {
+        self.series.traced(self.result);
+    }
+}
+
+/// Reports a trace until it ends or the client leaves.
+pub(super) async fn watch(
+    mut report: ClientTraceReport,
+    method: &'static str,
+    mut reports: UnboundedReceiver<DirectedReport>,
+    mut failure: oneshot::Receiver<String>,
+) {
+    report.connected(method);
+    let mut timeout = pin!(sleep(RESULT_MAX));
+    let updates = report.updates.clone();
+    loop {
+        tokio::select! {
+            Some(DirectedReport { report: found, .. }) = reports.recv() => match found {
+                TraceReport::Answered { ttl, answer, is_destination: false, .. } => report.answered(ttl, &answer),
+                TraceReport::Traced(trace) => return report.complete(TraceRecord::from(&*trace)),
+                TraceReport::Answered { .. }
+                | TraceReport::Sent { .. }
+                | TraceReport::Rejected { .. }
+                | TraceReport::Unanswered { .. }
+                | TraceReport::Withdrawn
+                | TraceReport::SendError(_)
+                | TraceReport::Deferred(_)
+                | TraceReport::Unmatched
+                | TraceReport::LossyFlow { .. }
+                | TraceReport::Route { .. }
+                | TraceReport::Reachability(_)
+                | TraceReport::TtlClamped { .. } => {}
+            },
+            Ok(reason) = &mut failure => return report.error(reason),
+            () = updates.closed() => return report.left(),
+            () = &mut timeout => return report.error(format!("no result within {RESULT_MAX:?}")),
+        }
+    }
+}
+
+fn update_of(hop: &HopRecord) -> TraceUpdate {
+    let first = hop.responders.first().filter(|_| hop.answered > 0);
+    TraceUpdate::Hop {
+        ttl: hop.ttl,
+        state: hop.state.to_string(),
+        address: first.map(|found| found.address),
+        rtt_seconds: first.map(|found| found.rtt_seconds.last),
+    }
+}
+
+/// The route to a client of `/ws`.
+#[derive(Serialize)]
+struct ClientTraced {
+    client: IpAddr,
+    method: &'static str,
+    #[serde(flatten)]
+    trace: TraceRecord,
+}
+
+impl EventType for ClientTraced {
+    const NAME: &'static str = "client_traced";
+    const KEPT_MAX: Option<usize> = Some(EVENTS_MAX);
+}
+
+/// There is no route to a client of `/ws`.
+#[derive(Serialize)]
+struct ClientTraceFailed {
+    client: IpAddr,
+    /// `None` if the trace did not begin.
+    method: Option<&'static str>,
+    reason: String,
+}
+
+impl EventType for ClientTraceFailed {
+    const NAME: &'static str = "client_trace_failed";
+    const KEPT_MAX: Option<usize> = Some(EVENTS_MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use pathmeter_proto::time::Timestamp;
+    use pathmeter_proto::trace::{Direction, Hop, Trace, Trigger};
+    use serde_json::{Value, json};
+    use tokio::sync::mpsc::{Receiver, channel, unbounded_channel};
+
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(3);
+
+    fn router(ttl: u8) -> Answer {
+        Answer::new([10, 0, 0, ttl].into(), RTT)
+    }
+
+    fn reported(report: TraceReport) -> DirectedReport {
+        DirectedReport { direction: Direction::Forward, report }
+    }
+
+    fn answered(ttl: u8, is_destination: bool) -> DirectedReport {
+        reported(TraceReport::Answered { flow: 0, ttl, answer: router(ttl), is_destination })
+    }
+
+    /// The first and the third router have answered.
+    fn traced() -> DirectedReport {
+        let hop = |ttl: u8| Hop {
+            ttl,
+            state: if ttl == 2 { HopState::Unanswered } else { HopState::Answered },
+            sent: 1,
+            answers: if ttl == 2 { Vec::new() } else { vec![router(ttl)] },
+            responder: None,
+        };
+        reported(TraceReport::Traced(Box::new(Trace {
+            flow: 0,
+            trigger: Trigger::Start,
+            began: Timestamp::from_nanos(0),
+            duration: RTT,
+            is_burst: true,
+            rtt: Some(RTT),
+            routers: Some(3),
+            hops: vec![hop(1), hop(2), hop(3)],
+            route: None,
+            first_lossy_hop: None,
+            is_ttl_clamped: false,
+            rejection: None,
+        })))
+    }
+
+    struct Watched {
+        events: Arc<EventLog>,
+        series: Arc<WebSocketSeries>,
+        report: ClientTraceReport,
+        updates: Receiver<TraceUpdate>,
+    }
+
+    fn watched(room: usize) -> Watched {
+        let (sender, updates) = channel(room);
+        let (events, series) = (Arc::<EventLog>::default(), Arc::<WebSocketSeries>::default());
+        let client = [192, 0, 2, 1].into();
+        let report = ClientTraceReport::new(client, sender, Arc::clone(&events), Arc::clone(&series));
+        Watched { events, series, report, updates }
+    }
+
+    async fn receive(updates: &mut Receiver<TraceUpdate>) -> Value {
+        json!(updates.recv().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn hop_is_sent_when_its_router_answers_and_the_others_at_the_end() {
+        let Watched { events, series, report, mut updates } = watched(80);
+        let (reports, received) = unbounded_channel();
+        let (_failed, failure) = oneshot::channel();
+        let task = tokio::spawn(watch(report, "icmp", received, failure));
+        assert_eq!(receive(&mut updates).await["event"], "connected");
+        for report in [answered(3, false), answered(3, false), answered(4, true), answered(1, false)] {
+            reports.send(report).unwrap();
+        }
+        for ttl in [3, 1] {
+            let expected = json!({
+                "event": "hop", "ttl": ttl, "state": "answered", "address": format!("10.0.0.{ttl}"),
+                "rtt_seconds": 0.003,
+            });
+            assert_eq!(receive(&mut updates).await, expected, "before the trace is complete");
+        }
+        reports.send(traced()).unwrap();
+        task.await.unwrap();
+        let hop = receive(&mut updates).await;
+        assert_eq!(
+            (&hop["ttl"], &hop["state"], &hop["address"]),
+            (&json!(2), &json!("unanswered"), &Value::Null)
+        );
+        assert_eq!(receive(&mut updates).await["event"], "done");
+        assert_eq!(updates.recv().await, None);
+        assert_eq!(events.after(0).len(), 1);
+        assert_eq!(series.traced_as(ClientTraceResult::Complete), 1);
+    }
+
+    #[tokio::test]
+    async fn client_that_does_not_read_delays_nothing() {
+        let Watched { events, report, mut updates, .. } = watched(2);
+        let (reports, received) = unbounded_channel();
+        let (_failed, failure) = oneshot::channel();
+        for ttl in 1..=64 {
+            reports.send(answered(ttl, false)).unwrap();
+        }
+        reports.send(traced()).unwrap();
+        watch(report, "icmp", received, failure).await;
+        assert_eq!(events.after(0)[0].fields["routers"], 3);
+        let mut kept = Vec::new();
+        while let Some(update) = updates.recv().await {
+            kept.push(json!(update)["event"].clone());
+        }
+        assert_eq!(kept, ["connected", "hop"], "the others were dropped");
+    }
+
+    #[tokio::test]
+    async fn trace_ends_when_the_client_leaves_or_the_task_is_dropped() {
+        let Watched { events, series, report, updates } = watched(80);
+        let (_reports, received) = unbounded_channel();
+        let (_failed, failure) = oneshot::channel();
+        drop(updates);
+        watch(report, "udp", received, failure).await;
+        assert_eq!(events.after(0)[0].fields["reason"], "the client disconnected");
+        assert_eq!(series.traced_as(ClientTraceResult::Left), 1);
+        let Watched { series, report, .. } = watched(80);
+        drop(report);
+        assert_eq!(series.traced_as(ClientTraceResult::Failed), 1);
+    }
+}
