@@ -8,6 +8,8 @@
 //!
 //! [`Enumerator`] finds the other equal-cost paths to the same responder, once, on demand.
 //!
+//! [`OwnFlowTracer`] traces an established TCP connection, once.
+//!
 //! Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed once
 //! per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
 
@@ -18,6 +20,7 @@ mod enumerator;
 mod extensions;
 mod flow;
 mod hop;
+mod own_flow;
 mod probe_match;
 mod reachability;
 mod rejection;
@@ -39,6 +42,7 @@ pub use enumeration::{
 pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
+pub use own_flow::{FlowPosition, OwnFlowSpec, OwnFlowStep, OwnFlowTracer};
 pub use reachability::ReachabilityChange;
 pub use rejection::{Rejection, RejectionReason};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};

@@ -9,6 +9,7 @@ mod ntp;
 mod reverse_trace;
 pub mod stamp;
 pub mod stream;
+pub mod tcp;
 pub mod tlv;
 pub mod websocket;
 

@@ -15,6 +15,7 @@ use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::icmp_extensions::{IcmpExtension, IcmpExtensions};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::stream::{self, DecodedReply, GreetingProof, Hello, Seal, Welcome, WelcomeStatus};
+use pathmeter_proto::wire::tcp::{EmptySegment, ExpiredSegment, ReceivedSegment};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime, ReverseTrace};
@@ -25,12 +26,13 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 14] = [
+pub(crate) const TARGETS: [(&str, Body); 15] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
     ("decode_icmp", decode_icmp),
     ("decode_icmp_extensions", decode_icmp_extensions),
+    ("decode_tcp", decode_tcp),
     ("decode_greeting", decode_greeting),
     ("decode_stream", decode_stream),
     ("decode_websocket", decode_websocket),
@@ -154,6 +156,40 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
         assert!(IcmpEcho::decode_reply(&written, version).is_err(), "a request is not a reply");
         written[0] = version.reply();
         assert_eq!(IcmpEcho::decode_reply(&written, version), Ok(echo));
+    }
+}
+
+/// TCP segments and what ICMP errors quote of them: only what the input has is read, and what a segment says
+/// does not depend on what follows a quotation.
+pub(crate) fn decode_tcp(bytes: &[u8]) {
+    if let Ok(segment) = ReceivedSegment::decode(bytes) {
+        let shorter = ReceivedSegment::decode(&bytes[..bytes.len() - 1]);
+        let is_counted = shorter.map(|shorter| segment.next_sequence.wrapping_sub(shorter.next_sequence));
+        assert!(is_counted.is_err() || is_counted == Ok(1), "each byte of data counts");
+    }
+    for version in [IcmpVersion::V4, IcmpVersion::V6] {
+        let mut message = bytes.to_vec();
+        if let (IcmpVersion::V4, Some(checksum)) = (version, message.get_mut(2..4)) {
+            // A valid checksum, so that the other checks are reached.
+            checksum.fill(0);
+            let words = message
+                .chunks(2)
+                .map(|word| u64::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)])));
+            let sum: u64 = words.sum();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("the carries were added");
+            message[2..4].copy_from_slice(&(!sum).to_be_bytes());
+        }
+        let Ok(expired) = ExpiredSegment::decode(&message, version) else { continue };
+        assert_eq!(expired.source.is_ipv4(), version == IcmpVersion::V4);
+        assert_eq!(expired.source.is_ipv4(), expired.destination.is_ipv4());
+        if let Some(extensions) = expired.extensions {
+            assert!(message.ends_with(extensions) && !extensions.is_empty());
+        }
+        let segment = EmptySegment { sequence: expired.sequence, acknowledgment: 1, window: 2 };
+        let written = segment.encode(expired.source, expired.destination);
+        let found = ReceivedSegment::decode(&written).expect("it is a segment");
+        assert_eq!((found.next_sequence, found.source_port), (expired.sequence, expired.source.port()));
     }
 }
 

@@ -10,6 +10,7 @@ use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
+use pathmeter_proto::wire::tcp::EmptySegment;
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime, ReplyFate, ReverseOutcome, ReverseTrace};
@@ -132,6 +133,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             })
             .collect(),
         "decode_icmp_extensions" => extension_structures(),
+        "decode_tcp" => segments_and_reports(),
         "decode_greeting" => {
             let keys = keys.derive(stream::PURPOSE);
             let refusal = Welcome { status: WelcomeStatus::Unlisted, ..WELCOME };
@@ -214,6 +216,32 @@ fn extension_structures() -> Vec<Vec<u8>> {
     ]
     .map(IcmpExtensions::encode)
     .into()
+}
+
+/// TCP segments, and what routers report of them, also with extensions.
+fn segments_and_reports() -> Vec<Vec<u8>> {
+    let segment = |source: &str, destination: &str| {
+        let segment = EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501 };
+        segment.encode(source.parse().unwrap(), destination.parse().unwrap())
+    };
+    let v4 = segment("192.0.2.1:9862", "198.51.100.7:50000");
+    let v6 = segment("[2001:db8::1]:9862", "[2001:db8:1::7]:50000");
+    let mut data = v4.to_vec();
+    data[12] = 8 << 4;
+    data.extend([1; 20]);
+    let v4_header = [0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7];
+    let v6_header = [&[0x60, 0, 0, 0, 0, 20, 6, 1][..], &[0x20; 32]].concat();
+    let report = |head: [u8; 8], header: &[u8], segment: &[u8]| [&head, header, segment].concat();
+    let mut labelled = report([11, 0, 0, 0, 0, 32, 0, 0], &v4_header, &v4);
+    labelled.resize(8 + 128, 0);
+    labelled.extend(&extension_structures()[0]);
+    vec![
+        v4.into(),
+        data,
+        report([11, 0, 0, 0, 0, 0, 0, 0], &v4_header, &v4[..8]),
+        report([3, 0, 0, 0, 0, 0, 0, 0], &v6_header, &v6),
+        labelled,
+    ]
 }
 
 /// A reply whose extension for the way back has all fields.

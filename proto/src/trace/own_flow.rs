@@ -1,0 +1,440 @@
+//! A trace on an established TCP connection, with segments that the peer ignores.
+//!
+//! A segment without data whose sequence number is below the receive window is not accepted by the peer,
+//! which at most repeats its last acknowledgment, and changes nothing in the connection (RFC 9293 section
+//! 3.10.7.4). A keep-alive (RFC 1122 section 4.2.3.6) is such a segment. With a limited TTL it shows a router
+//! of the connection's own flow: the addresses and ports are the same. The sequence number is as far below
+//! the oldest unacknowledged one as the TTL says, so that a router's answer, which quotes it, names the hop.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Answer, AnswerExtensions, Hop, HopState, Trace, Trigger};
+use crate::probe_budget::{Expected, ProbeBudget};
+use crate::time::Timestamp;
+use crate::wire::icmp::IcmpVersion;
+use crate::wire::tcp::{EmptySegment, ExpiredSegment, ReceivedSegment};
+
+/// Where a connection stands, as its latest received segment shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowPosition {
+    /// The oldest sequence number of this host that the peer has not acknowledged.
+    pub unacknowledged: u32,
+    /// The next sequence number of the peer.
+    pub expected: u32,
+    /// The TTL with which the segment arrived; `None` if it is not known.
+    pub arrived_ttl: Option<u8>,
+}
+
+/// What to trace.
+#[derive(Debug, Clone)]
+pub struct OwnFlowSpec {
+    /// The address and port of this host.
+    pub local: SocketAddr,
+    /// The address and port of the peer.
+    pub peer: SocketAddr,
+    /// Where the connection stands.
+    pub position: FlowPosition,
+    /// The RTT of the connection.
+    pub rtt: Duration,
+    /// Largest TTL.
+    pub hops_max: u8,
+    /// How long to wait for each answer.
+    pub answer_wait: Duration,
+    /// The limits that all tracers of the agent share.
+    pub budget: Arc<Mutex<ProbeBudget>>,
+}
+
+/// Traces the routers from this host to the peer of a connection, once.
+#[derive(Debug)]
+pub struct OwnFlowTracer {
+    spec: OwnFlowSpec,
+    began: Timestamp,
+    /// The probes in the order of their TTL, from 1.
+    probes: Vec<SegmentProbe>,
+    send_at: Timestamp,
+}
+
+/// What becomes of a TTL.
+#[derive(Debug)]
+enum SegmentProbe {
+    /// Left out: its router, or the agent, was asked too recently.
+    NotProbed,
+    /// Not sent: the host refused to.
+    NotSent,
+    Sent {
+        at: Timestamp,
+        answer: Option<Answer>,
+    },
+}
+
+/// What a trace does next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OwnFlowStep {
+    /// Send this segment with this TTL, and report that with [`OwnFlowTracer::sent`] or
+    /// [`OwnFlowTracer::not_sent`].
+    Send {
+        /// The TTL.
+        ttl: u8,
+        /// The segment from its TCP header on.
+        segment: [u8; 20],
+    },
+    /// Wait until this time or an answer.
+    Wait(Timestamp),
+    /// The trace is complete.
+    Complete(Box<Trace>),
+}
+
+/// Time between two probes. Chosen: 0.2 ms, as in bursts.
+const SPACING: Duration = super::burst::SPACING;
+
+/// Number of hops that are probed behind the last one that answers or is expected. Chosen: 2, because the way
+/// to the peer may be longer than the way back.
+const MARGIN: u8 = 2;
+
+/// Number of routers that are expected if the TTL on arrival is not known. Chosen: 6.
+const EXPECTED_ROUTERS: u8 = 6;
+
+/// The window of the segments: what Linux announces on an idle connection. The peer does not read it.
+const WINDOW: u16 = 501;
+
+/// The TTLs with which hosts send.
+const INITIAL_TTLS: [u8; 4] = [32, 64, 128, 255];
+
+impl FlowPosition {
+    /// The position that a received segment shows.
+    #[must_use]
+    pub const fn of(segment: ReceivedSegment, arrived_ttl: Option<u8>) -> Self {
+        Self { unacknowledged: segment.acknowledgment, expected: segment.next_sequence, arrived_ttl }
+    }
+
+    /// Number of routers on the way back, if the peer sends with a usual TTL.
+    fn routers_back(&self) -> Option<u8> {
+        let arrived = self.arrived_ttl?;
+        INITIAL_TTLS.iter().find(|initial| **initial >= arrived).map(|initial| initial - arrived)
+    }
+}
+
+impl OwnFlowTracer {
+    /// A trace that begins at once.
+    #[must_use]
+    pub fn new(spec: OwnFlowSpec, now: Timestamp) -> Self {
+        Self { spec, began: now, probes: Vec::new(), send_at: now }
+    }
+
+    /// What to do next.
+    pub fn step(&mut self, now: Timestamp) -> OwnFlowStep {
+        while self.probed() < self.last_ttl() {
+            if self.send_at > now {
+                return OwnFlowStep::Wait(self.send_at);
+            }
+            let ttl = self.probed() + 1;
+            let expected = Expected::Unknown { ttl, is_v4: self.spec.peer.is_ipv4() };
+            let mut budget = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_allowed = budget.take(expected, now).is_ok();
+            drop(budget);
+            if !is_allowed {
+                self.probes.push(SegmentProbe::NotProbed);
+                continue;
+            }
+            self.send_at = now + SPACING;
+            // Until it is sent, which the driver reports.
+            self.probes.push(SegmentProbe::NotSent);
+            return OwnFlowStep::Send { ttl, segment: self.segment(ttl) };
+        }
+        match self.waits_until(now) {
+            Some(until) => OwnFlowStep::Wait(until),
+            None => OwnFlowStep::Complete(Box::new(self.trace(now))),
+        }
+    }
+
+    /// A segment was sent.
+    pub fn sent(&mut self, ttl: u8, at: Timestamp) {
+        if let Some(probe) = self.probes.get_mut(usize::from(ttl).wrapping_sub(1)) {
+            *probe = SegmentProbe::Sent { at, answer: None };
+        }
+    }
+
+    /// An ICMP message was received from `from`. Returns the hop and its answer, if it is the first answer to
+    /// one of the segments.
+    pub fn received(&mut self, message: &[u8], from: IpAddr, at: Timestamp) -> Option<(u8, Answer)> {
+        let expired = ExpiredSegment::decode(message, IcmpVersion::of(self.spec.peer.ip())).ok()?;
+        let is_of_flow = expired.source == without_scope(self.spec.local)
+            && expired.destination == without_scope(self.spec.peer);
+        let below = self.spec.position.unacknowledged.wrapping_sub(expired.sequence);
+        let ttl = u8::try_from(below).ok().filter(|_| is_of_flow)?;
+        let Some(SegmentProbe::Sent { at: sent_at, answer }) =
+            self.probes.get_mut(usize::from(ttl).checked_sub(1)?)
+        else {
+            return None;
+        };
+        if answer.is_some() {
+            return None;
+        }
+        let extensions = expired.extensions.and_then(AnswerExtensions::read).map(Arc::new);
+        let found = Answer { router: from, rtt: at.since(*sent_at), extensions };
+        *answer = Some(found.clone());
+        self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(ttl, from);
+        Some((ttl, found))
+    }
+
+    fn segment(&self, ttl: u8) -> [u8; 20] {
+        let FlowPosition { unacknowledged, expected, .. } = self.spec.position;
+        let sequence = unacknowledged.wrapping_sub(u32::from(ttl));
+        let segment = EmptySegment { sequence, acknowledgment: expected, window: WINDOW };
+        segment.encode(self.spec.local, self.spec.peer)
+    }
+
+    /// The largest TTL so far.
+    fn probed(&self) -> u8 {
+        u8::try_from(self.probes.len()).unwrap_or(u8::MAX)
+    }
+
+    fn answer(&self, ttl: u8) -> Option<&Answer> {
+        match self.probes.get(usize::from(ttl).checked_sub(1)?)? {
+            SegmentProbe::Sent { answer, .. } => answer.as_ref(),
+            SegmentProbe::NotProbed | SegmentProbe::NotSent => None,
+        }
+    }
+
+    /// The largest TTL at which a router has answered; 0: none.
+    fn last_answered(&self) -> u8 {
+        (1..=self.probed()).rev().find(|ttl| self.answer(*ttl).is_some()).unwrap_or(0)
+    }
+
+    /// Number of routers on the way that is expected from the way back.
+    fn expected_routers(&self) -> u8 {
+        self.spec.position.routers_back().unwrap_or(EXPECTED_ROUTERS)
+    }
+
+    /// The largest TTL to probe.
+    fn last_ttl(&self) -> u8 {
+        let routers = self.expected_routers().max(self.last_answered());
+        routers.saturating_add(MARGIN).min(self.spec.hops_max)
+    }
+
+    /// When the last probe has waited long enough; `None`: all have. The peer does not answer, so behind the
+    /// expected routers an answer is waited for only as long as its RTT suggests.
+    fn waits_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let routers = self.expected_routers().max(self.last_answered());
+        let short = (self.spec.rtt * 5 / 4 + Duration::from_millis(30)).min(self.spec.answer_wait);
+        let waiting = self.probes.iter().zip(1..).filter_map(|(probe, ttl)| match probe {
+            SegmentProbe::Sent { at, answer: None } if ttl > routers => Some(*at + short),
+            SegmentProbe::Sent { at, answer: None } => Some(*at + self.spec.answer_wait),
+            SegmentProbe::Sent { .. } | SegmentProbe::NotProbed | SegmentProbe::NotSent => None,
+        });
+        waiting.filter(|until| *until > now).max()
+    }
+
+    /// Number of routers up to the peer: those that answer, unless the way back is longer. Then routers may
+    /// be silent, or the ways differ.
+    fn routers(&self) -> Option<u8> {
+        let last = self.last_answered();
+        (self.spec.position.routers_back().is_none_or(|back| back <= last)).then_some(last)
+    }
+
+    fn trace(&self, now: Timestamp) -> Trace {
+        let length = self.routers().unwrap_or_else(|| self.expected_routers()).min(self.probed());
+        let hops = (1..=length).zip(&self.probes).map(|(ttl, probe)| {
+            let (state, sent) = match probe {
+                SegmentProbe::Sent { answer: Some(_), .. } => (HopState::Answered, 1),
+                SegmentProbe::Sent { answer: None, .. } => (HopState::Unanswered, 1),
+                SegmentProbe::NotProbed | SegmentProbe::NotSent => (HopState::NotProbed, 0),
+            };
+            Hop {
+                ttl,
+                state,
+                sent,
+                answers: self.answer(ttl).cloned().into_iter().collect(),
+                responder: None,
+            }
+        });
+        Trace {
+            flow: 0,
+            trigger: Trigger::Start,
+            began: self.began,
+            duration: now.since(self.began),
+            is_burst: true,
+            rtt: Some(self.spec.rtt),
+            routers: self.routers(),
+            hops: hops.collect(),
+            route: None,
+            first_lossy_hop: None,
+            is_ttl_clamped: false,
+        }
+    }
+}
+
+/// An address as a packet carries it.
+fn without_scope(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe_budget::{ProbeLimits, TokenRate};
+
+    const LOCAL: ([u8; 4], u16) = ([192, 0, 2, 1], 9_862);
+    const PEER: ([u8; 4], u16) = ([198, 51, 100, 7], 50_000);
+    const RTT: Duration = Duration::from_millis(10);
+
+    fn at(microseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + microseconds * 1_000)
+    }
+
+    fn unlimited() -> ProbeBudget {
+        let none = TokenRate::UNLIMITED;
+        ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none })
+    }
+
+    fn tracer(arrived_ttl: Option<u8>, budget: ProbeBudget) -> OwnFlowTracer {
+        // The sequence numbers wrap around within the trace.
+        let position = FlowPosition { unacknowledged: 3, expected: 77, arrived_ttl };
+        let spec = OwnFlowSpec {
+            local: LOCAL.into(),
+            peer: PEER.into(),
+            position,
+            rtt: RTT,
+            hops_max: 30,
+            answer_wait: Duration::from_millis(1_200),
+            budget: Arc::new(Mutex::new(budget)),
+        };
+        OwnFlowTracer::new(spec, at(0))
+    }
+
+    /// What a router reports of a segment.
+    fn report(segment: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+        let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
+        message.extend([LOCAL.0, PEER.0].concat());
+        message.extend(&segment[..8]);
+        change(&mut message);
+        let words = message.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        message
+    }
+
+    fn router(ttl: u8) -> IpAddr {
+        [10, 0, 0, ttl].into()
+    }
+
+    /// Runs a trace over a number of routers, of which some do not answer. Returns it and the TTLs sent.
+    fn run(mut tracer: OwnFlowTracer, routers: u8, silent: &[u8]) -> (Trace, Vec<u8>, Timestamp) {
+        let (mut now, mut sent, mut answers) = (at(0), Vec::new(), Vec::new());
+        loop {
+            answers.retain(|(due, ttl, message): &(Timestamp, u8, Vec<u8>)| {
+                let is_due = *due <= now;
+                if is_due {
+                    let found = tracer.received(message, router(*ttl), *due);
+                    assert_eq!(found, Some((*ttl, Answer::new(router(*ttl), RTT))));
+                    assert_eq!(tracer.received(message, router(9), *due), None, "only the first answer");
+                }
+                !is_due
+            });
+            match tracer.step(now) {
+                OwnFlowStep::Send { ttl, segment } => {
+                    sent.push(ttl);
+                    tracer.sent(ttl, now);
+                    if ttl <= routers && !silent.contains(&ttl) {
+                        answers.push((now + RTT, ttl, report(&segment, |_| {})));
+                    }
+                }
+                OwnFlowStep::Wait(until) => {
+                    assert!(until > now);
+                    now = answers.iter().map(|(due, ..)| *due).min().unwrap_or(until).min(until);
+                }
+                OwnFlowStep::Complete(trace) => return (*trace, sent, now),
+            }
+        }
+    }
+
+    #[test]
+    fn all_routers_are_found_in_little_more_than_a_round_trip() {
+        let (trace, sent, ended) = run(tracer(Some(64 - 4), unlimited()), 4, &[]);
+        assert_eq!(sent, [1, 2, 3, 4, 5, 6], "and two behind them");
+        assert_eq!((trace.routers, trace.rtt, trace.hops.len()), (Some(4), Some(RTT), 4));
+        assert!(trace.hops.iter().all(|hop| hop.state == HopState::Answered));
+        assert_eq!(
+            trace.hops.iter().map(|hop| hop.answers[0].router).collect::<Vec<_>>(),
+            [1, 2, 3, 4].map(router)
+        );
+        assert!(ended <= at(45_000), "{ended:?}");
+    }
+
+    #[test]
+    fn way_that_is_longer_than_the_way_back_is_followed() {
+        for arrived in [Some(64), Some(126), None] {
+            let (trace, sent, _) = run(tracer(arrived, unlimited()), 11, &[9]);
+            assert_eq!(sent, (1..=13).collect::<Vec<u8>>(), "{arrived:?}");
+            assert_eq!((trace.routers, trace.hops.len()), (Some(11), 11));
+            assert_eq!(trace.hops[8].state, HopState::Unanswered);
+        }
+        let (trace, sent, _) = run(tracer(Some(64), unlimited()), 200, &[]);
+        assert_eq!((sent.len(), trace.hops.len()), (30, 30), "the largest TTL");
+    }
+
+    #[test]
+    fn number_of_routers_is_not_known_if_the_last_ones_are_silent() {
+        let (trace, _, ended) = run(tracer(Some(64 - 4), unlimited()), 4, &[4]);
+        assert_eq!((trace.routers, trace.hops.len()), (None, 4));
+        assert_eq!(trace.hops[3].state, HopState::Unanswered);
+        assert!(ended > at(1_200_000), "its answer was waited for");
+    }
+
+    #[test]
+    fn peer_without_routers_is_reached() {
+        let (trace, sent, _) = run(tracer(Some(64), unlimited()), 0, &[]);
+        assert_eq!((sent, trace.routers, trace.hops.len()), (vec![1, 2], Some(0), 0));
+    }
+
+    #[test]
+    fn router_that_was_asked_too_recently_is_left_out() {
+        let once = TokenRate { spacing: Duration::from_secs(60), burst: 1 };
+        let limits = ProbeLimits { router_v4: once, ..ProbeLimits::default() };
+        let mut budget = ProbeBudget::new(limits);
+        budget.take(Expected::Unknown { ttl: 2, is_v4: true }, at(0)).unwrap();
+        let (trace, sent, _) = run(tracer(Some(64 - 3), budget), 3, &[]);
+        assert_eq!(sent, [1, 3, 4, 5]);
+        assert_eq!((trace.hops[1].state, trace.hops[1].sent), (HopState::NotProbed, 0));
+        assert_eq!(trace.routers, Some(3));
+    }
+
+    #[test]
+    fn answer_must_quote_addresses_ports_and_sequence_number() {
+        let mut tracer = tracer(Some(60), unlimited());
+        let OwnFlowStep::Send { ttl: 1, segment } = tracer.step(at(0)) else { panic!() };
+        assert_eq!(tracer.received(&report(&segment, |_| {}), router(1), at(5)), None, "it was not sent");
+        tracer.sent(1, at(10));
+        // Addresses from byte 20, ports from 28, and the sequence number from 32 on.
+        for byte in 20..36 {
+            let forged = report(&segment, |message| message[byte] ^= 1);
+            assert_eq!(tracer.received(&forged, router(1), at(20)), None, "byte {byte}");
+        }
+        let answer = Answer::new(router(1), Duration::from_micros(30));
+        assert_eq!(tracer.received(&report(&segment, |_| {}), router(1), at(40)), Some((1, answer)));
+    }
+
+    #[test]
+    fn segments_are_below_the_window() {
+        let mut tracer = tracer(Some(60), unlimited());
+        let mut now = at(0);
+        for expected in 1..=6 {
+            let OwnFlowStep::Send { ttl, segment } = tracer.step(now) else { panic!() };
+            let found = ReceivedSegment::decode(&segment).unwrap();
+            assert_eq!((ttl, found.next_sequence), (expected, 3_u32.wrapping_sub(expected.into())));
+            assert_eq!(found.acknowledgment, 77);
+            tracer.sent(ttl, now);
+            now = now + SPACING;
+        }
+    }
+
+    #[test]
+    fn number_of_routers_back_follows_from_the_usual_initial_ttl() {
+        let back =
+            |ttl| FlowPosition { unacknowledged: 0, expected: 0, arrived_ttl: Some(ttl) }.routers_back();
+        assert_eq!([64, 60, 128, 65, 255, 250, 20].map(back), [0, 4, 0, 63, 0, 5, 12].map(Some));
+    }
+}
