@@ -230,6 +230,8 @@ pub struct WebSocketRules {
     pub idle_timeout: Duration,
     /// The clients to which the route is traced.
     pub trace: TracedClients,
+    /// How these traces are made.
+    pub trace_method: ClientTraceMethod,
     /// Largest TTL of these traces.
     pub trace_hops_max: u8,
     /// How long a router, or the client, may take to answer a probe.
@@ -247,6 +249,16 @@ pub enum TracedClients {
     Asked,
     /// All.
     All,
+}
+
+/// How the route to a client of `/ws` is traced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTraceMethod {
+    /// With packets of their own, which need no privilege.
+    Unprivileged,
+    /// On the client's own TCP connection, which needs CAP_NET_RAW; without it as with
+    /// [`Unprivileged`](Self::Unprivileged).
+    OwnFlow,
 }
 
 /// The web pages that may connect to `/ws`.

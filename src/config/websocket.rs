@@ -7,7 +7,7 @@ use super::diagnostic::quoted;
 use super::file::Node;
 use super::reader::{MappingReader, ValueReader};
 use super::values::{duration, size};
-use super::{Origin, Origins, TracedClients, WebSocketRules};
+use super::{ClientTraceMethod, Origin, Origins, TracedClients, WebSocketRules};
 
 /// Concurrent clients. Chosen: idle clients of this number take 200 MiB.
 const CLIENTS: usize = 10_000;
@@ -28,6 +28,9 @@ const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 
 const TRACED: [(&str, TracedClients); 3] =
     [("off", TracedClients::Off), ("asked", TracedClients::Asked), ("all", TracedClients::All)];
+
+const METHODS: [(&str, ClientTraceMethod); 2] =
+    [("unprivileged", ClientTraceMethod::Unprivileged), ("own_flow", ClientTraceMethod::OwnFlow)];
 
 /// Largest TTL of a trace to a client: the default of traceroute.
 const TRACE_HOPS: u8 = 30;
@@ -57,6 +60,8 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
     let message_bytes_max =
         section.key("message_bytes_max", |value| size(value, &MESSAGE_BYTES_ALLOWED)).or(MESSAGE_BYTES);
     let trace = section.key("trace", |value| value.one_of(&TRACED)).or(TracedClients::Asked);
+    let trace_method =
+        section.key("trace_method", |value| value.one_of(&METHODS)).or(ClientTraceMethod::Unprivileged);
     let trace_hops_max =
         section.key("trace_hops_max", |value| value.number(&TRACE_HOPS_ALLOWED)).or(TRACE_HOPS);
     let trace_timeout =
@@ -79,6 +84,7 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
         message_bytes_max: usize::try_from(message_bytes_max?).expect("at most 1 MiB"),
         idle_timeout: idle_timeout?,
         trace: trace?,
+        trace_method: trace_method?,
         trace_hops_max: trace_hops_max?,
         trace_timeout: trace_timeout?,
         traces_per_second: traces_per_second?,

@@ -308,8 +308,8 @@ impl Daemon {
                         self.channels.local_routes = None;
                     }
                 }
-                Some(id) = self.client_traces.next_ended() => {
-                    self.client_traces.stop(id, &self.measuring.loops);
+                Some(ended) = self.client_traces.next_ended() => {
+                    self.client_traces.on_ended(ended, &self.settings, &self.measuring.loops);
                 }
                 Some(result) = self.enumerations.next_ended() => {
                     let (Measuring { fleet, loops }, events) = (&self.measuring, &self.observability.events);
@@ -422,6 +422,7 @@ impl Daemon {
         self.membership.update_providers(&self.settings);
         self.membership.rebuild_roster(&self.settings);
         self.servers.apply_settings(&self.settings);
+        self.client_traces.apply(&self.settings.config.websocket);
         self.measuring.set_trace_limits(self.settings.config.trace);
         self.config_watch.set_seen(&self.settings);
         self.observability.exporter.process.reloaded(Some(&self.settings.hash));

@@ -7,6 +7,7 @@
 mod cmsg;
 mod demux;
 mod outbox;
+mod packet_filter;
 mod ping;
 mod poller;
 mod socket;
@@ -31,6 +32,7 @@ use crate::paths::PathId;
 
 pub(crate) use cmsg::icmp_error;
 pub(crate) use outbox::not_sent_reason;
+pub(crate) use packet_filter::{FilterField, FilterStart, accept_only};
 pub use ping::{opens_icmp_sockets, opens_ping_sockets};
 pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
 pub(crate) use socket::{set as set_socket_option, set_icmp_extensions};

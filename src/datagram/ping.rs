@@ -12,8 +12,9 @@ use std::net::IpAddr;
 
 use nix::unistd::getegid;
 use pathmeter_proto::wire::icmp::{self, IcmpVersion};
-use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
+use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
+use super::packet_filter::{FilterField, FilterStart, accept_only};
 use super::socket::{Binding, Socket, SocketError, SocketKind, TimestampMatching, set};
 use super::tx_timestamps::HEADER_BYTES;
 
@@ -159,29 +160,11 @@ fn draw_identifier(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
 
 /// Makes the socket receive only replies with this identifier.
 fn attach_reply_filter(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
-    // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM,
-    // BPF_JMP|BPF_JEQ, BPF_RET.
-    const LOAD_HEADER_LENGTH: u16 = 0xb1;
-    const LOAD_BYTE_AT_INDEX: u16 = 0x50;
-    const LOAD_HALF_AT_INDEX: u16 = 0x48;
-    const LOAD_INDEX: u16 = 0x01;
-    const IS_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    // Offset of the ICMP header: after the IPv4 header, whose length is in its first byte; 0 for IPv6.
-    let begin = match version {
-        IcmpVersion::V4 => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
-        IcmpVersion::V6 => SockFilter::new(LOAD_INDEX, 0, 0, 0),
+    let start = match version {
+        IcmpVersion::V4 => FilterStart::AfterIpv4Header,
+        IcmpVersion::V6 => FilterStart::FirstByte,
     };
-    let program = [
-        begin,
-        SockFilter::new(LOAD_BYTE_AT_INDEX, 0, 0, 0),
-        SockFilter::new(IS_EQUAL, 0, 3, version.reply().into()),
-        SockFilter::new(LOAD_HALF_AT_INDEX, 0, 0, 4),
-        SockFilter::new(IS_EQUAL, 0, 1, identifier.into()),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-        SockFilter::new(RETURN, 0, 0, 0),
-    ];
-    socket.attach_filter(&program)?;
+    accept_only(socket, start, &[FilterField::Byte(0, version.reply()), FilterField::Half(4, identifier)])?;
     if version == IcmpVersion::V4 {
         // Only an optimization: spares the kernel copies of other packets.
         let _ = set(socket, libc::SOL_RAW, ICMP_FILTER, !1);

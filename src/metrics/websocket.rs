@@ -17,7 +17,7 @@ pub struct WebSocketSeries {
     /// Payload bytes of the echoed messages.
     pub bytes: Cell,
     closed: Labelled<CloseReason, 7>,
-    traces: Labelled<ClientTraceResult, 7>,
+    traces: Labelled<ClientTraceResult, 8>,
 }
 
 impl WebSocketSeries {
@@ -101,6 +101,8 @@ pub enum ClientTraceResult {
     Failed,
     /// The client disconnected before its end.
     Left,
+    /// The client's connection, on which it was made, has stalled.
+    Stalled,
     /// Refused: a trace to the address is running.
     Running,
     /// Refused: too many traces to clients of the address, or IPv6 /64.
@@ -115,6 +117,7 @@ labels!(ClientTraceResult, "result", {
     Complete => "complete",
     Failed => "failed",
     Left => "left",
+    Stalled => "stalled",
     Running => "running",
     SourceRate => "source_rate",
     TotalRate => "total_rate",
@@ -123,7 +126,7 @@ labels!(ClientTraceResult, "result", {
 
 impl Series for WebSocketSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 22;
+    const LINES: usize = 23;
 }
 
 /// In alphabetical order.

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
@@ -108,6 +109,32 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
     })
 }
 
+/// How a connection that another host has opened delivers data.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    pub(super) rtt: Duration,
+    /// Whether segments are being sent again.
+    pub(super) is_recovering: bool,
+    /// Bytes of data that were sent, each counted once.
+    pub(super) sent: u64,
+    /// Bytes of data that were acknowledged.
+    pub(super) acknowledged: u64,
+}
+
+/// How a connection delivers data; `None` if the kernel does not provide it.
+pub(super) fn delivery(socket: &impl AsRawFd) -> Option<Delivery> {
+    let info = read_tcp_info(socket)?;
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
+    let rtt = u32::from_ne_bytes(info[RTT..RTT + 4].try_into().expect("four bytes"));
+    Some(Delivery {
+        rtt: Duration::from_micros(rtt.into()),
+        is_recovering: info[CA_STATE] != 0 || info[RETRANSMITS] != 0,
+        // Kernels before 4.19 do not count them.
+        sent: Some(eight(BYTES_SENT)).filter(|sent| *sent > 0)?.saturating_sub(eight(BYTES_RETRANS)),
+        acknowledged: eight(BYTES_ACKED),
+    })
+}
+
 /// `IPV6_AUTOFLOWLABEL` and `SO_TXREHASH` (linux/in6.h, asm-generic/socket.h; not in `libc`).
 const IPV6_AUTOFLOWLABEL: libc::c_int = 70;
 const SO_TXREHASH: libc::c_int = 74;
@@ -145,14 +172,18 @@ fn read_tcp_info(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
 }
 
 /// Offsets of the fields of `struct tcp_info` (linux/tcp.h). Fields that an older kernel lacks are zero.
+const CA_STATE: usize = 1;
+const RETRANSMITS: usize = 2;
 const RTT: usize = 68;
 const RTTVAR: usize = 72;
 const TOTAL_RETRANS: usize = 100;
+const BYTES_ACKED: usize = 120;
 const MIN_RTT: usize = 148;
 const DELIVERY_RATE: usize = 160;
 const BUSY_TIME: usize = 168;
 const RWND_LIMITED: usize = 176;
 const SNDBUF_LIMITED: usize = 184;
+const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 const RCV_OOOPACK: usize = 224;
 const TCP_INFO_BYTES: usize = 228;

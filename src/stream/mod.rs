@@ -13,6 +13,7 @@ mod http_target;
 mod kernel;
 mod link;
 mod link_event;
+pub mod own_flow;
 mod path;
 pub mod responder;
 mod syn;

@@ -93,6 +93,11 @@ pub struct TlsStream<S> {
 
 impl<S> TlsStream<S> {
     /// Never called.
+    pub(super) fn get_ref(&self) -> &S {
+        match self.never {}
+    }
+
+    /// Never called.
     #[must_use]
     pub fn certificate_expiry(&self) -> Option<u64> {
         match self.never {}

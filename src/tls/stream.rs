@@ -16,6 +16,11 @@ pub struct TlsStream<S>(pub(super) tokio_rustls::TlsStream<S>);
 
 #[cfg(feature = "tls")]
 impl<S> TlsStream<S> {
+    /// The stream below TLS.
+    fn get_ref(&self) -> &S {
+        self.0.get_ref().0
+    }
+
     /// Returns the expiry of the other side's certificate in seconds since the Unix epoch; `None` if it sent
     /// none, or one that cannot be parsed.
     #[must_use]
@@ -39,6 +44,17 @@ pub enum MaybeTls<S> {
     Plain(S),
     /// With TLS.
     Tls(Box<TlsStream<S>>),
+}
+
+impl<S> MaybeTls<S> {
+    /// The stream below TLS.
+    #[must_use]
+    pub fn get_ref(&self) -> &S {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref(),
+        }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for MaybeTls<S> {

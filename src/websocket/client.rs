@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::rate_limit::RateLimit;
-use super::trace::{ClientTrace, TraceUpdate};
+use super::trace::{ClientMessage, ClientTrace};
 use crate::config::WebSocketRules;
 use crate::metrics::websocket::{CloseReason, WebSocketSeries};
 
@@ -56,10 +56,10 @@ impl ClientRules {
     }
 }
 
-/// Echoes all messages from `stream` until it ends or `close_requested` completes. Returns why the connection
-/// ended.
+/// Echoes all messages from `stream`, of which `read` was read before, until it ends or `close_requested`
+/// completes. Returns why the connection ended.
 pub(super) async fn serve<S>(
-    stream: S,
+    (stream, read): (S, Bytes),
     rules: ClientRules,
     series: &WebSocketSeries,
     trace: Option<ClientTrace>,
@@ -75,7 +75,7 @@ where
         .max_write_buffer_size(rules.message_bytes_max + CONTROL_BYTES)
         .max_message_size(Some(rules.message_bytes_max))
         .max_frame_size(Some(rules.message_bytes_max));
-    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
+    let socket = WebSocketStream::from_partially_read(stream, read.into(), Role::Server, Some(config)).await;
     let mut client = Client { socket, rules, series, trace };
     let closing = tokio::select! {
         closing = client.echo() => closing,
@@ -123,9 +123,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             let message = tokio::select! {
                 biased;
                 message = self.socket.next() => message,
-                update = next_update(&mut self.trace) => {
-                    if let Some(update) = update
-                        && let Err(closing) = self.write(Message::text(json!(update).to_string())).await
+                message = next_trace_message(&mut self.trace) => {
+                    if let Some(message) = message
+                        && let Err(closing) = self.write(message).await
                     {
                         return closing;
                     }
@@ -218,11 +218,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     }
 }
 
-/// The next result for a client that has asked for it; never, if there is none. `None`: nothing to write.
-async fn next_update(trace: &mut Option<ClientTrace>) -> Option<TraceUpdate> {
-    let Some(ClientTrace { updates, is_asked }) = trace else { return pending().await };
-    match updates.recv().await {
-        Some(update) => Some(update).filter(|_| *is_asked),
+/// The next message of the client's trace; never, if it is not traced. `None`: nothing to write.
+async fn next_trace_message(trace: &mut Option<ClientTrace>) -> Option<Message> {
+    let Some(ClientTrace { messages, is_asked }) = trace else { return pending().await };
+    match messages.recv().await {
+        Some(ClientMessage::Update(update)) => is_asked.then(|| Message::text(json!(update).to_string())),
+        Some(ClientMessage::Ping) => Some(Message::Ping(Bytes::new())),
         None => {
             *trace = None;
             None

@@ -10,7 +10,8 @@ mod rate_limit;
 mod tests;
 mod trace;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,21 +21,23 @@ use bytes::Bytes;
 use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::{TracedClients, WebSocketRules};
+use crate::config::{ClientTraceMethod, TracedClients, WebSocketRules};
 use crate::event_log::EventFeed;
 use crate::http::server::Body;
 use crate::identity::WouldAnswer;
 use crate::metrics::websocket::{ClientTraceResult, CloseReason, WebSocketSeries};
+use crate::tls::MaybeTls;
 use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
 pub use handshake::is_requested;
 use trace::ClientTrace;
-pub use trace::{ClientTraceRequest, TRACE_SUBPROTOCOL, TraceUpdate};
+pub use trace::{ClientConnection, ClientMessage, ClientTraceRequest, TRACE_SUBPROTOCOL, TraceUpdate};
 
 const TRACED: HeaderValue = HeaderValue::from_static(TRACE_SUBPROTOCOL);
 
@@ -111,7 +114,7 @@ impl WebSocketResponder {
         let close_requests = self.close_requests.subscribe();
         match self.admit(&request, peer, admission) {
             Ok((mut response, permit)) => {
-                let trace = self.request_trace(&request, peer);
+                let trace = self.trace_request(&request);
                 if trace.as_ref().is_some_and(|trace| trace.is_asked) {
                     response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, TRACED);
                 }
@@ -170,25 +173,19 @@ impl WebSocketResponder {
         Ok((response, permit))
     }
 
-    /// Requests a trace to a client, if the rules say so.
-    fn request_trace(&self, request: &Request<Bytes>, peer: SocketAddr) -> Option<ClientTrace> {
-        let traces = self.traces.as_ref()?;
+    /// Whether a client is traced, and if so, how.
+    fn trace_request(&self, request: &Request<Bytes>) -> Option<TraceRequestSender> {
+        let requests = self.traces.as_ref()?;
         let is_asked = handshake::offers(request, TRACE_SUBPROTOCOL);
-        match self.rules.load().trace {
+        let rules = self.rules.load();
+        match rules.trace {
             TracedClients::Off => return None,
             TracedClients::Asked if !is_asked => return None,
             TracedClients::Asked | TracedClients::All => {}
         }
-        let (sender, updates) = mpsc::channel(trace::UPDATES_MAX);
-        let error_sender = sender.clone();
-        let request = ClientTraceRequest { client: peer.ip(), updates: sender };
-        if traces.try_send(request).is_err() {
-            self.series.traced(ClientTraceResult::Busy);
-            let reason = "too many clients ask for a trace; connect again later".to_owned();
-            // The receiver is in this function.
-            let _ = error_sender.try_send(TraceUpdate::Error { reason });
-        }
-        Some(ClientTrace { updates, is_asked })
+        let is_on_connection = rules.trace_method == ClientTraceMethod::OwnFlow;
+        let series = Arc::clone(&self.series);
+        Some(TraceRequestSender { requests: requests.clone(), is_asked, is_on_connection, series })
     }
 
     fn spawn_client(
@@ -196,7 +193,7 @@ impl WebSocketResponder {
         request: &mut Request<Bytes>,
         peer: SocketAddr,
         permit: ConnectionPermit,
-        trace: Option<ClientTrace>,
+        trace: Option<TraceRequestSender>,
         mut close_requests: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
@@ -208,8 +205,19 @@ impl WebSocketResponder {
                 Ok(Ok(upgraded)) => {
                     // A dropped sender counts as a close request, since it cannot send one later.
                     let close_requested = async { drop(close_requests.changed().await) };
-                    let stream = TokioIo::new(upgraded);
-                    client::serve(stream, client_rules, &series, trace, close_requested).await
+                    match upgraded.downcast::<TokioIo<MaybeTls<TcpStream>>>() {
+                        Ok(parts) => {
+                            let stream = parts.io.into_inner();
+                            let trace = trace.map(|trace| trace.send(peer, Some(stream.get_ref())));
+                            let stream = (stream, parts.read_buf);
+                            client::serve(stream, client_rules, &series, trace, close_requested).await
+                        }
+                        Err(upgraded) => {
+                            let trace = trace.map(|trace| trace.send(peer, None));
+                            let stream = (TokioIo::new(upgraded), Bytes::new());
+                            client::serve(stream, client_rules, &series, trace, close_requested).await
+                        }
+                    }
                 }
                 Ok(Err(_)) | Err(_) => CloseReason::Error,
             };
@@ -241,4 +249,41 @@ impl WebSocketResponder {
     fn close_all(&self) {
         self.close_requests.send_modify(|count| *count += 1);
     }
+}
+
+/// Requests the trace to a client when its connection is a WebSocket.
+struct TraceRequestSender {
+    requests: mpsc::Sender<ClientTraceRequest>,
+    is_asked: bool,
+    /// Whether the client's own connection may be used.
+    is_on_connection: bool,
+    series: Arc<WebSocketSeries>,
+}
+
+impl TraceRequestSender {
+    fn send(self, peer: SocketAddr, stream: Option<&TcpStream>) -> ClientTrace {
+        let (sender, messages) = mpsc::channel(trace::MESSAGES_MAX);
+        let error_sender = sender.clone();
+        let connection = stream.filter(|_| self.is_on_connection).and_then(|stream| connection(stream, peer));
+        let request = ClientTraceRequest { client: peer.ip(), connection, messages: sender };
+        if self.requests.try_send(request).is_err() {
+            self.series.traced(ClientTraceResult::Busy);
+            let reason = "too many clients ask for a trace; connect again later".to_owned();
+            // The receiver is in this function.
+            let _ = error_sender.try_send(ClientMessage::Update(TraceUpdate::Error { reason }));
+        }
+        ClientTrace { messages, is_asked: self.is_asked }
+    }
+}
+
+/// The connection of a client; `None` if its descriptor cannot be duplicated.
+fn connection(stream: &TcpStream, peer: SocketAddr) -> Option<ClientConnection> {
+    let local = stream.local_addr().ok()?;
+    let socket = stream.as_fd().try_clone_to_owned().ok()?;
+    // An IPv4-mapped address becomes the address that is in the packets. The scope of a link-local one stays.
+    let local = match local.ip().to_canonical() {
+        IpAddr::V4(address) => SocketAddr::new(address.into(), local.port()),
+        IpAddr::V6(_) => local,
+    };
+    Some(ClientConnection { socket, local, peer })
 }

@@ -40,7 +40,7 @@ fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
     let (close, close_requested) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {
-        client::serve(server_stream, client_rules, &counted, None, async {
+        client::serve((server_stream, Bytes::new()), client_rules, &counted, None, async {
             close_requested.await.unwrap_or(())
         })
         .await

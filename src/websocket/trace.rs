@@ -1,6 +1,7 @@
 //! Traces to clients: what is requested of the daemon, and what clients receive.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -8,17 +9,39 @@ use tokio::sync::mpsc::{Receiver, Sender};
 /// The subprotocol of clients that ask for a trace.
 pub const TRACE_SUBPROTOCOL: &str = "pathmeter.trace.v1";
 
-/// Updates of one client that wait until it reads; further ones are dropped. Chosen: more than a trace has,
-/// `connected`, the hops and `done`, so that nothing is dropped.
-pub(super) const UPDATES_MAX: usize = 80;
+/// Messages to one client that wait until it reads; further ones are dropped. Chosen: more than a trace has,
+/// `connected`, the hops, pings and `done`, so that nothing is dropped.
+pub(super) const MESSAGES_MAX: usize = 80;
 
 /// A request for a trace to a client that has connected.
 #[derive(Debug)]
 pub struct ClientTraceRequest {
     /// The address from which it has connected.
     pub client: IpAddr,
+    /// Its connection, if it may be used for the trace.
+    pub connection: Option<ClientConnection>,
     /// Receives the results. It is closed when the client disconnects.
-    pub updates: Sender<TraceUpdate>,
+    pub messages: Sender<ClientMessage>,
+}
+
+/// The TCP connection of a client.
+#[derive(Debug)]
+pub struct ClientConnection {
+    /// A duplicate descriptor of its socket. While it is open, so is the connection.
+    pub socket: OwnedFd,
+    /// The address and port of this host.
+    pub local: SocketAddr,
+    /// The address and port of the client.
+    pub peer: SocketAddr,
+}
+
+/// What a trace sends on the connection of a client.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientMessage {
+    /// A part of the result. Only clients that asked for it receive it.
+    Update(TraceUpdate),
+    /// A ping, which every client answers.
+    Ping,
 }
 
 /// A part of the result, as clients receive it.
@@ -29,7 +52,7 @@ pub enum TraceUpdate {
     Connected {
         /// The client as the agent sees it.
         address: IpAddr,
-        /// The protocol of the probes.
+        /// The protocol of the probes, or `own_flow`.
         method: &'static str,
     },
     /// A hop: when its router has answered, or after the others if it has not answered in time.
@@ -64,7 +87,7 @@ pub enum TraceUpdate {
 /// The results for one client.
 #[derive(Debug)]
 pub(super) struct ClientTrace {
-    pub(super) updates: Receiver<TraceUpdate>,
+    pub(super) messages: Receiver<ClientMessage>,
     /// Whether the client asked for them.
     pub(super) is_asked: bool,
 }

@@ -119,9 +119,22 @@ const MEASURING: &[Row] = &[
     ),
     ("duration of a trace of a client", &["src/daemon/client_traces/report.rs:RESULT_MAX"], "it has failed"),
     (
-        "updates of its trace that wait until a client reads",
-        &["src/websocket/trace.rs:UPDATES_MAX"],
+        "messages of its trace that wait until a client reads",
+        &["src/websocket/trace.rs:MESSAGES_MAX"],
         "dropped; a trace has fewer",
+    ),
+    (
+        "traces of clients on their own connections at once; addresses, or IPv6 /64, with stalled connections",
+        &[
+            "src/daemon/client_traces/own_flow.rs:RUNNING_MAX",
+            "src/daemon/client_traces/own_flow.rs:STALLED_MAX",
+        ],
+        "further ones are traced by another method; the first one is forgotten",
+    ),
+    (
+        "time for a client's connection to acknowledge what is sent before and after its trace: minimum, RTTs",
+        &["src/stream/own_flow/mod.rs:ANSWER_MIN", "src/stream/own_flow/mod.rs:ANSWER_RTTS"],
+        "before: traced by another method; after: it has stalled",
     ),
     (
         "changed routes of this host that wait for the next second",

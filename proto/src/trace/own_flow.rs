@@ -262,6 +262,7 @@ impl OwnFlowTracer {
             route: None,
             first_lossy_hop: None,
             is_ttl_clamped: false,
+            rejection: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Traces to the clients of `/ws`.
 
+mod own_flow;
 mod report;
 mod tasks;
 
@@ -17,17 +18,20 @@ use pathmeter_proto::trace::ProbeProtocol;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
-use self::report::{ClientTraceReport, watch};
+use self::own_flow::OwnFlowAdmission;
+use self::report::{ClientTraceReport, TraceEnd, watch};
 use self::tasks::PathTasks;
 use super::observability::Observability;
 use crate::clock::Clock;
+use crate::config::WebSocketRules;
 use crate::datagram::opens_icmp_sockets;
 use crate::metrics::websocket::ClientTraceResult;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Path, StartContext};
 use crate::settings::Settings;
+use crate::stream::own_flow::{OwnFlowLimits, TracedConnection};
 use crate::trace::{SingleTrace, start_once};
-use crate::websocket::ClientTraceRequest;
+use crate::websocket::{ClientConnection, ClientTraceRequest};
 
 /// The running traces to clients, at most one for each address.
 #[derive(Debug)]
@@ -35,15 +39,17 @@ pub(super) struct ClientTraces {
     /// Secret: with the session numbers that follow from it, answers could be forged.
     seed: u64,
     active: BTreeMap<PathId, ActiveTrace>,
-    tasks: PathTasks,
+    tasks: PathTasks<TraceEnd>,
     started: u64,
     rates: Rates,
+    own_flow: OwnFlowAdmission,
 }
 
 #[derive(Debug)]
 struct ActiveTrace {
     client: IpAddr,
-    path: Box<dyn Path>,
+    /// `None` if the client's own connection is traced.
+    path: Option<Box<dyn Path>>,
     /// Receives why the trace could not be started.
     failed: Option<oneshot::Sender<String>>,
 }
@@ -102,7 +108,19 @@ impl fmt::Display for TraceRefusal {
 impl ClientTraces {
     /// No traces. `seed` must be random.
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, active: BTreeMap::new(), tasks: PathTasks::default(), started: 0, rates: Rates::new() }
+        Self {
+            seed,
+            active: BTreeMap::new(),
+            tasks: PathTasks::new(),
+            started: 0,
+            rates: Rates::new(),
+            own_flow: OwnFlowAdmission::default(),
+        }
+    }
+
+    /// Applies the rules of a configuration.
+    pub(super) fn apply(&mut self, rules: &WebSocketRules) {
+        self.own_flow.apply(rules);
     }
 
     /// Starts a trace to a client, or tells the client why not.
@@ -113,24 +131,52 @@ impl ClientTraces {
         loops: &Loops,
         observability: &Observability,
     ) {
-        let ClientTraceRequest { client, updates } = request;
+        let ClientTraceRequest { client, connection, messages } = request;
         let report = ClientTraceReport::new(
             client,
-            updates,
+            messages,
             Arc::clone(&observability.events),
             Arc::clone(&observability.exporter.websocket),
         );
-        let rules = &settings.config.websocket;
-        if let Err(refusal) = self.admit(client, rules.traces_per_second, Clock::now()) {
+        let (rules, now) = (&settings.config.websocket, Clock::now());
+        if let Err(refusal) = self.admit(client, rules.traces_per_second, now) {
             report.refused(refusal);
             return;
         }
+        let running = self.active.values().filter(|active| active.path.is_none()).count();
+        match connection.filter(|_| self.own_flow.allows(client, running, now)) {
+            Some(connection) => self.trace_connection(report, connection, rules, loops),
+            None => self.trace_address(report, settings, loops),
+        }
+    }
+
+    /// Traces the client on its own connection.
+    fn trace_connection(
+        &mut self,
+        report: ClientTraceReport,
+        ClientConnection { socket, local, peer }: ClientConnection,
+        rules: &WebSocketRules,
+        loops: &Loops,
+    ) {
+        let id = self.next_id();
+        let connection = TracedConnection { socket, local, peer };
+        let limits = OwnFlowLimits {
+            hops_max: rules.trace_hops_max,
+            answer_wait: rules.trace_timeout,
+            budget: Arc::clone(&loops.probe_budget),
+        };
+        self.active.insert(id, ActiveTrace { client: report.client(), path: None, failed: None });
+        self.tasks.spawn(id, own_flow::watch(report, connection, limits));
+    }
+
+    /// Traces the client with packets of their own.
+    fn trace_address(&mut self, report: ClientTraceReport, settings: &Settings, loops: &Loops) {
+        let client = report.client();
         let protocol = match opens_icmp_sockets(client) {
             true => ProbeProtocol::Icmp,
             false => ProbeProtocol::ClosedPort,
         };
-        let id = PathId(FIRST_ID + self.started);
-        self.started += 1;
+        let id = self.next_id();
         let family = if client.is_ipv4() { "ipv4" } else { "ipv6" };
         let key = PathKey { probe: "websocket".into(), peer: client.to_string().into(), family };
         let start = StartContext {
@@ -144,6 +190,7 @@ impl ClientTraces {
         };
         let (sender, reports) = unbounded_channel();
         let port = if protocol == ProbeProtocol::ClosedPort { CLOSED_PORT } else { 0 };
+        let rules = &settings.config.websocket;
         let once = SingleTrace {
             protocol,
             to: SocketAddr::new(client, port),
@@ -152,8 +199,13 @@ impl ClientTraces {
         };
         let path = start_once(&once, &start, sender);
         let (failed, failure) = oneshot::channel();
-        self.active.insert(id, ActiveTrace { client, path, failed: Some(failed) });
+        self.active.insert(id, ActiveTrace { client, path: Some(path), failed: Some(failed) });
         self.tasks.spawn(id, watch(report, protocol.as_str(), reports, failure));
+    }
+
+    fn next_id(&mut self) -> PathId {
+        self.started += 1;
+        PathId(FIRST_ID + self.started)
     }
 
     /// Whether a trace may begin now.
@@ -185,15 +237,26 @@ impl ClientTraces {
         true
     }
 
-    /// Waits for the end of a trace, and stops it. `None`: none is running.
-    pub(super) async fn next_ended(&mut self) -> Option<PathId> {
+    /// Waits for the end of the task of a trace. `None`: none is running.
+    pub(super) async fn next_ended(&mut self) -> Option<(PathId, Option<TraceEnd>)> {
         self.tasks.next_ended().await
     }
 
-    /// Stops a trace.
-    pub(super) fn stop(&mut self, id: PathId, loops: &Loops) {
-        if let Some(active) = self.active.remove(&id) {
-            active.path.stop(loops);
+    /// Stops the trace of a task that has ended.
+    pub(super) fn on_ended(
+        &mut self,
+        (id, end): (PathId, Option<TraceEnd>),
+        settings: &Settings,
+        loops: &Loops,
+    ) {
+        let Some(active) = self.active.remove(&id) else { return };
+        if let Some(path) = active.path {
+            path.stop(loops);
+        }
+        match end {
+            Some(TraceEnd::Reported) | None => {}
+            Some(TraceEnd::NotBegun(report)) => self.trace_address(report, settings, loops),
+            Some(TraceEnd::Stalled) => self.own_flow.stalled(active.client, Clock::now()),
         }
     }
 }

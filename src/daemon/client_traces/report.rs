@@ -16,15 +16,15 @@ use super::TraceRefusal;
 use crate::event_log::{EventLog, EventType};
 use crate::metrics::websocket::{ClientTraceResult, WebSocketSeries};
 use crate::trace_log::{HopRecord, TraceRecord};
-use crate::websocket::TraceUpdate;
+use crate::websocket::{ClientMessage, TraceUpdate};
 
 /// Reports the trace of one client to that client, and to the operator: as an event and in the metrics.
 #[derive(Debug)]
-pub(super) struct ClientTraceReport {
+pub(in crate::daemon) struct ClientTraceReport {
     client: IpAddr,
-    /// The protocol of the probes; `None` before the trace began.
+    /// The protocol of the probes, or `own_flow`; `None` before the trace began.
     method: Option<&'static str>,
-    updates: Sender<TraceUpdate>,
+    messages: Sender<ClientMessage>,
     events: Arc<EventLog>,
     series: Arc<WebSocketSeries>,
     /// The TTLs of the hops that were sent.
@@ -33,9 +33,20 @@ pub(super) struct ClientTraceReport {
     result: ClientTraceResult,
 }
 
+/// How the task of a trace has ended.
+#[derive(Debug)]
+pub(in crate::daemon) enum TraceEnd {
+    /// With a result.
+    Reported,
+    /// It did not begin; the client is traced by another method.
+    NotBegun(ClientTraceReport),
+    /// The client's connection has stalled.
+    Stalled,
+}
+
 /// A trace without a result after this time has failed. Chosen: more than the longest wait for the answers to
 /// all hops.
-const RESULT_MAX: Duration = Duration::from_secs(15);
+pub(super) const RESULT_MAX: Duration = Duration::from_secs(15);
 
 /// Number of events of each type about clients that are kept. Chosen: the clients of the last minute at the
 /// default rate, with up to thirty hops each, in two megabytes.
@@ -44,17 +55,38 @@ const EVENTS_MAX: usize = 64;
 impl ClientTraceReport {
     pub(super) fn new(
         client: IpAddr,
-        updates: Sender<TraceUpdate>,
+        messages: Sender<ClientMessage>,
         events: Arc<EventLog>,
         series: Arc<WebSocketSeries>,
     ) -> Self {
         let result = ClientTraceResult::Failed;
-        Self { client, method: None, updates, events, series, hops: BTreeSet::new(), result }
+        Self { client, method: None, messages, events, series, hops: BTreeSet::new(), result }
     }
 
-    /// Sends an update to the client. It may have left, and has room for all updates of a trace.
-    fn send(&self, update: TraceUpdate) {
-        let _ = self.updates.try_send(update);
+    /// Sends a message on the connection of the client. It may have left, and has room for all messages of a
+    /// trace.
+    pub(super) fn send(&self, message: ClientMessage) {
+        let _ = self.messages.try_send(message);
+    }
+
+    fn update(&self, update: TraceUpdate) {
+        self.send(ClientMessage::Update(update));
+    }
+
+    /// Waits until the client disconnects.
+    pub(super) fn disconnected(&self) -> impl Future<Output = ()> + Send + 'static {
+        let messages = self.messages.clone();
+        async move { messages.closed().await }
+    }
+
+    /// The client.
+    pub(super) fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Whether the client knows that the trace has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.method.is_some()
     }
 
     /// The client is not traced.
@@ -63,15 +95,15 @@ impl ClientTraceReport {
         self.error(refusal.to_string());
     }
 
-    fn connected(&mut self, method: &'static str) {
+    pub(super) fn connected(&mut self, method: &'static str) {
         self.method = Some(method);
-        self.send(TraceUpdate::Connected { address: self.client, method });
+        self.update(TraceUpdate::Connected { address: self.client, method });
     }
 
     /// A router has answered. Only its first answer counts.
-    fn answered(&mut self, ttl: u8, answer: &Answer) {
+    pub(super) fn answered(&mut self, ttl: u8, answer: &Answer) {
         if self.hops.insert(ttl) {
-            self.send(TraceUpdate::Hop {
+            self.update(TraceUpdate::Hop {
                 ttl,
                 state: HopState::Answered.as_str().to_owned(),
                 address: Some(answer.router),
@@ -81,27 +113,37 @@ impl ClientTraceReport {
     }
 
     /// The trace is complete: sends the hops that were not sent before.
-    fn complete(&mut self, trace: TraceRecord) {
+    pub(super) fn complete(&mut self, trace: TraceRecord) {
         for hop in trace.hops.iter().filter(|hop| !self.hops.contains(&hop.ttl)) {
-            self.send(update_of(hop));
+            self.update(update_of(hop));
         }
         let TraceRecord { reached, routers, rtt_seconds, duration_seconds, .. } = trace;
-        self.send(TraceUpdate::Done { reached, routers, rtt_seconds, duration_seconds });
+        self.update(TraceUpdate::Done { reached, routers, rtt_seconds, duration_seconds });
         self.result = ClientTraceResult::Complete;
         let method = self.method.unwrap_or_default();
         self.events.add(&ClientTraced { client: self.client, method, trace });
     }
 
-    fn left(&mut self) {
+    pub(super) fn left(&mut self) {
         self.result = ClientTraceResult::Left;
         self.error("the client disconnected".to_owned());
     }
 
+    pub(super) fn timed_out(&self) {
+        self.error(format!("no result within {RESULT_MAX:?}"));
+    }
+
+    /// The trace has made the connection of the client stall.
+    pub(super) fn stalled(&mut self, reason: String) {
+        self.result = ClientTraceResult::Stalled;
+        self.error(reason);
+    }
+
     /// There is no trace.
-    fn error(&self, reason: String) {
+    pub(super) fn error(&self, reason: String) {
         let (client, method) = (self.client, self.method);
         self.events.add(&ClientTraceFailed { client, method, reason: reason.clone() });
-        self.send(TraceUpdate::Error { reason });
+        self.update(TraceUpdate::Error { reason });
     }
 }
 
@@ -111,21 +153,24 @@ impl Drop for ClientTraceReport {
     }
 }
 
-/// Reports a trace until it ends or the client leaves.
+/// Reports a trace with packets of its own until it ends or the client leaves.
 pub(super) async fn watch(
     mut report: ClientTraceReport,
     method: &'static str,
     mut reports: UnboundedReceiver<DirectedReport>,
     mut failure: oneshot::Receiver<String>,
-) {
+) -> TraceEnd {
     report.connected(method);
     let mut timeout = pin!(sleep(RESULT_MAX));
-    let updates = report.updates.clone();
+    let mut disconnected = pin!(report.disconnected());
     loop {
         tokio::select! {
             Some(DirectedReport { report: found, .. }) = reports.recv() => match found {
                 TraceReport::Answered { ttl, answer, is_destination: false, .. } => report.answered(ttl, &answer),
-                TraceReport::Traced(trace) => return report.complete(TraceRecord::from(&*trace)),
+                TraceReport::Traced(trace) => {
+                    report.complete(TraceRecord::from(&*trace));
+                    break;
+                }
                 TraceReport::Answered { .. }
                 | TraceReport::Sent { .. }
                 | TraceReport::Rejected { .. }
@@ -139,11 +184,12 @@ pub(super) async fn watch(
                 | TraceReport::Reachability(_)
                 | TraceReport::TtlClamped { .. } => {}
             },
-            Ok(reason) = &mut failure => return report.error(reason),
-            () = updates.closed() => return report.left(),
-            () = &mut timeout => return report.error(format!("no result within {RESULT_MAX:?}")),
+            Ok(reason) = &mut failure => break report.error(reason),
+            () = &mut disconnected => break report.left(),
+            () = &mut timeout => break report.timed_out(),
         }
     }
+    TraceEnd::Reported
 }
 
 fn update_of(hop: &HopRecord) -> TraceUpdate {
@@ -236,7 +282,7 @@ mod tests {
         events: Arc<EventLog>,
         series: Arc<WebSocketSeries>,
         report: ClientTraceReport,
-        updates: Receiver<TraceUpdate>,
+        updates: Receiver<ClientMessage>,
     }
 
     fn watched(room: usize) -> Watched {
@@ -247,8 +293,9 @@ mod tests {
         Watched { events, series, report, updates }
     }
 
-    async fn receive(updates: &mut Receiver<TraceUpdate>) -> Value {
-        json!(updates.recv().await.unwrap())
+    async fn receive(updates: &mut Receiver<ClientMessage>) -> Value {
+        let Some(ClientMessage::Update(update)) = updates.recv().await else { panic!("an update") };
+        json!(update)
     }
 
     #[tokio::test]
@@ -293,7 +340,7 @@ mod tests {
         watch(report, "icmp", received, failure).await;
         assert_eq!(events.after(0)[0].fields["routers"], 3);
         let mut kept = Vec::new();
-        while let Some(update) = updates.recv().await {
+        while let Some(ClientMessage::Update(update)) = updates.recv().await {
             kept.push(json!(update)["event"].clone());
         }
         assert_eq!(kept, ["connected", "hop"], "the others were dropped");

@@ -7,27 +7,32 @@ use tokio::task::{Id, JoinSet};
 use crate::paths::PathId;
 
 /// Tasks, each of which belongs to a path.
-#[derive(Debug, Default)]
-pub(super) struct PathTasks {
-    tasks: JoinSet<()>,
+#[derive(Debug)]
+pub(super) struct PathTasks<T> {
+    tasks: JoinSet<T>,
     paths: HashMap<Id, PathId>,
 }
 
-impl PathTasks {
+impl<T: Send + 'static> PathTasks<T> {
+    /// No tasks.
+    pub(super) fn new() -> Self {
+        Self { tasks: JoinSet::new(), paths: HashMap::new() }
+    }
+
     /// Starts the task of a path.
-    pub(super) fn spawn(&mut self, path: PathId, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&mut self, path: PathId, task: impl Future<Output = T> + Send + 'static) {
         let handle = self.tasks.spawn(task);
         self.paths.insert(handle.id(), path);
     }
 
-    /// Waits for the end of a task, also of one that panics, and returns its path. `None`: no task is
-    /// running.
-    pub(super) async fn next_ended(&mut self) -> Option<PathId> {
-        let id = match self.tasks.join_next_with_id().await? {
-            Ok((id, ())) => id,
-            Err(error) => error.id(),
+    /// Waits for the end of a task, and returns its path and result, which a task that panics does not have.
+    /// `None`: no task is running.
+    pub(super) async fn next_ended(&mut self) -> Option<(PathId, Option<T>)> {
+        let (id, result) = match self.tasks.join_next_with_id().await? {
+            Ok((id, result)) => (id, Some(result)),
+            Err(error) => (error.id(), None),
         };
-        self.paths.remove(&id)
+        Some((self.paths.remove(&id)?, result))
     }
 }
 
@@ -37,15 +42,15 @@ mod tests {
 
     #[tokio::test]
     async fn path_is_returned_also_if_its_task_panics_or_is_cancelled() {
-        let mut tasks = PathTasks::default();
+        let mut tasks = PathTasks::new();
         assert_eq!(tasks.next_ended().await, None);
         tasks.spawn(PathId(1), async { panic!("expected by the test") });
-        assert_eq!(tasks.next_ended().await, Some(PathId(1)));
+        assert_eq!(tasks.next_ended().await, Some((PathId(1), None)));
         tasks.spawn(PathId(2), std::future::pending());
         tasks.tasks.abort_all();
-        assert_eq!(tasks.next_ended().await, Some(PathId(2)));
+        assert_eq!(tasks.next_ended().await, Some((PathId(2), None)));
         tasks.spawn(PathId(3), async {});
-        assert_eq!(tasks.next_ended().await, Some(PathId(3)));
+        assert_eq!(tasks.next_ended().await, Some((PathId(3), Some(()))));
         assert!(tasks.paths.is_empty());
     }
 }

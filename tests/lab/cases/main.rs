@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agent;
+mod client_traces;
 mod discovery;
 mod equal_cost;
 mod host_faults;
@@ -195,6 +196,10 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),
         trial("trace_tcp_proxy", trace_tcp::proxy),
+        trial("trace_own_flow", client_traces::own_flow),
+        trial("trace_own_flow_balanced", client_traces::own_flow_balanced),
+        trial("trace_own_flow_clamped", client_traces::own_flow_clamped),
+        trial("trace_own_flow_not_permitted", client_traces::own_flow_not_permitted),
         trial("trace_protocols_change", trace_protocols::change),
         trial("trace_protocols_labels", trace_protocols::labels),
         trial("trace_protocols_unreachable", trace_protocols::unreachable),

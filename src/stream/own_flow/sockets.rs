@@ -1,0 +1,245 @@
+//! The raw sockets of a trace on a connection.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use pathmeter_proto::time::{Timestamp, WallTime};
+use pathmeter_proto::trace::FlowPosition;
+use pathmeter_proto::wire::tcp::ReceivedSegment;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use super::super::kernel::{self, CONTROL_BYTES};
+use crate::clock::Clock;
+use crate::datagram::{FilterField, FilterStart, accept_only};
+
+/// A raw TCP socket, which sends segments and receives those of the client, and a raw ICMP socket, which
+/// receives the reports of routers. Both receive only what belongs to the connection.
+#[derive(Debug)]
+pub(super) struct TraceSockets {
+    segments: UdpSocket,
+    reports: UdpSocket,
+    local: SocketAddr,
+    peer: SocketAddr,
+    clock: Clock,
+    /// When the first segment was sent: reports arrive later.
+    sent_at: Option<Timestamp>,
+}
+
+/// A report of a router.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// The ICMP message.
+    pub(super) message: Vec<u8>,
+    pub(super) from: IpAddr,
+    pub(super) at: Timestamp,
+}
+
+/// Type numbers of reports that a TTL has ended (RFC 792, RFC 4443).
+const TIME_EXCEEDED_V4: u8 = 11;
+const TIME_EXCEEDED_V6: u8 = 3;
+
+/// Protocol number of TCP.
+const TCP: u8 = 6;
+
+/// Bytes that are read of a packet. Reports of routers are shorter (RFC 1812, RFC 4443); of segments the
+/// rest is only counted.
+const PACKET_BYTES: usize = 1_500;
+
+/// Length of an IPv4 header without options.
+const IPV4_BYTES: u32 = 20;
+
+/// Length of an IPv6 header.
+const IPV6_BYTES: u32 = 40;
+
+/// Length of an ICMP header.
+const ICMP_BYTES: u32 = 8;
+
+/// Whether this process may open raw sockets, for which it needs CAP_NET_RAW.
+#[must_use]
+pub fn is_permitted() -> bool {
+    Socket::new(Domain::IPV4, Type::RAW.cloexec(), Some(Protocol::TCP)).is_ok()
+}
+
+impl TraceSockets {
+    /// Opens the sockets for a connection.
+    ///
+    /// # Errors
+    /// If one of them cannot be opened.
+    pub(super) fn open(local: SocketAddr, peer: SocketAddr) -> io::Result<Self> {
+        let is_v4 = peer.is_ipv4();
+        let (start, reports, time_exceeded, protocol_at, header_bytes) = match is_v4 {
+            true => (FilterStart::AfterIpv4Header, Protocol::ICMPV4, TIME_EXCEEDED_V4, 9, IPV4_BYTES),
+            false => (FilterStart::FirstByte, Protocol::ICMPV6, TIME_EXCEEDED_V6, 6, IPV6_BYTES),
+        };
+        let segments = open(local, Protocol::TCP)?;
+        accept_only(
+            &segments,
+            start,
+            &[FilterField::Half(0, peer.port()), FilterField::Half(2, local.port())],
+        )?;
+        if !is_v4 {
+            segments.set_recv_hoplimit_v6(true)?;
+            kernel::disable_flow_label(&segments)?;
+        }
+        // The kernel then delivers only what the client sends.
+        segments.connect(&without_port(peer).into())?;
+        let reports = open(local, reports)?;
+        let ports_at = ICMP_BYTES + header_bytes;
+        accept_only(
+            &reports,
+            start,
+            &[
+                FilterField::Byte(0, time_exceeded),
+                FilterField::Byte(ICMP_BYTES + protocol_at, TCP),
+                FilterField::Half(ports_at, local.port()),
+                FilterField::Half(ports_at + 2, peer.port()),
+            ],
+        )?;
+        // Without kernel timestamps this process reads the clock.
+        let _ = kernel::request_rx_timestamps(&reports);
+        let (segments, reports) = (registered(segments)?, registered(reports)?);
+        Ok(Self { segments, reports, local, peer, clock: Clock::new(), sent_at: None })
+    }
+
+    /// Sends a segment with a TTL. Returns when.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub(super) fn send(&mut self, ttl: u8, segment: &[u8]) -> io::Result<Timestamp> {
+        let socket = SockRef::from(&self.segments);
+        match self.peer.is_ipv4() {
+            true => socket.set_ttl_v4(ttl.into())?,
+            false => socket.set_unicast_hops_v6(ttl.into())?,
+        }
+        let at = Clock::now();
+        socket.send(segment)?;
+        self.sent_at.get_or_insert(at);
+        Ok(at)
+    }
+
+    /// Waits for the next segment of the client. Returns where the connection stands.
+    ///
+    /// # Errors
+    /// If the socket cannot be read.
+    pub(super) async fn next_position(&self) -> io::Result<FlowPosition> {
+        loop {
+            let packet = next_packet(&self.segments).await?;
+            if let Some(position) = self.position(&packet) {
+                return Ok(position);
+            }
+        }
+    }
+
+    fn position(&self, packet: &Packet) -> Option<FlowPosition> {
+        let header_bytes = self.header_bytes(&packet.bytes)?;
+        let segment = ReceivedSegment::decode(packet.bytes.get(header_bytes..)?).ok()?;
+        // Packets may have arrived before the filter was attached.
+        let ports = (segment.source_port, segment.destination_port);
+        if packet.from != Some(self.peer.ip()) || ports != (self.peer.port(), self.local.port()) {
+            return None;
+        }
+        let arrived_ttl = if self.peer.is_ipv4() { packet.bytes.get(8).copied() } else { packet.hop_limit };
+        Some(FlowPosition::of(segment, arrived_ttl))
+    }
+
+    /// Waits for the next report of a router.
+    ///
+    /// # Errors
+    /// If the socket cannot be read.
+    pub(super) async fn next_report(&mut self) -> io::Result<Report> {
+        loop {
+            let packet = next_packet(&self.reports).await?;
+            if let Some(report) = self.report(packet) {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// The next report of a router that has arrived; `None`: none has.
+    pub(super) fn received_report(&mut self) -> Option<Report> {
+        let packet = Packet::receive(&self.reports).ok()?;
+        self.report(packet)
+    }
+
+    fn report(&mut self, packet: Packet) -> Option<Report> {
+        let header_bytes = self.header_bytes(&packet.bytes)?;
+        let now = Clock::now();
+        let at = match (packet.timestamp, self.sent_at) {
+            (Some(timestamp), Some(sent_at)) => self.clock.monotonic_of(timestamp, sent_at, now),
+            _ => now,
+        };
+        let message = packet.bytes.get(header_bytes..)?.to_vec();
+        Some(Report { message, from: packet.from?, at })
+    }
+
+    /// Length of the IP header in a received packet.
+    fn header_bytes(&self, bytes: &[u8]) -> Option<usize> {
+        match self.peer.is_ipv4() {
+            true => bytes.first().map(|first| usize::from(first & 15) * 4),
+            false => Some(0),
+        }
+    }
+}
+
+/// Opens a raw socket at the local address of a connection.
+fn open(local: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::RAW.nonblocking().cloexec(), Some(protocol))?;
+    socket.bind(&without_port(local).into())?;
+    Ok(socket)
+}
+
+/// Lets the runtime wait for the socket, which a type for another kind of socket serves as well.
+fn registered(socket: Socket) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(socket.into())
+}
+
+async fn next_packet(socket: &UdpSocket) -> io::Result<Packet> {
+    socket.async_io(Interest::READABLE, || Packet::receive(socket)).await
+}
+
+/// Raw sockets have no port.
+fn without_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
+}
+
+/// A received packet.
+#[derive(Debug)]
+struct Packet {
+    bytes: Vec<u8>,
+    from: Option<IpAddr>,
+    timestamp: Option<WallTime>,
+    /// `None` for IPv4, whose header has it.
+    hop_limit: Option<u8>,
+}
+
+impl Packet {
+    fn receive(socket: &UdpSocket) -> io::Result<Self> {
+        let (mut bytes, mut control) = (vec![0; PACKET_BYTES], [0; CONTROL_BYTES]);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        // The length of a packet of which only a part is read.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+        let received = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let (mut timestamp, mut hop_limit) = (None, None);
+        for message in received.cmsgs().into_iter().flatten() {
+            timestamp = timestamp.or_else(|| kernel::timestamp_of(&message));
+            if let ControlMessageOwned::Ipv6HopLimit(found) = message {
+                hop_limit = u8::try_from(found).ok();
+            }
+        }
+        let from = received.address.as_ref().and_then(address_of);
+        let length = received.bytes;
+        // Of a long segment only the length of its data matters.
+        bytes.resize(length, 0);
+        Ok(Self { bytes, from, timestamp, hop_limit })
+    }
+}
+
+fn address_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+}
