@@ -125,6 +125,7 @@ impl<'a> Routes<'a> {
         }
         self.fail_if_nothing_was_sent()?;
         self.await_late_rejection(key, sources).await?;
+        self.fail_if_rejected_here(key)?;
         if let Some(rejection) = self.rejection(key).filter(|_| is_printed) {
             self.names.request(rejection.address);
             while self.names.of(rejection.address).is_none() {
@@ -180,15 +181,16 @@ impl<'a> Routes<'a> {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Returns an error if this host itself has rejected the probes, because it does not find the next one.
+    fn fail_if_rejected_here(&self, key: (Direction, u8)) -> anyhow::Result<()> {
         match self.rejection(key) {
-            // This host itself has reported that it does not find the next one.
             Some(Rejection { address, reason, .. }) if address != self.to.ip() && is_own(address) => {
                 let reason = reason.as_str().replace('_', " ");
-                Err(anyhow!(
-                    "sending to {}: {reason}: the next host does not answer on its link",
-                    self.to.ip()
-                )
-                .into())
+                let to = self.to.ip();
+                Err(anyhow!("sending to {to}: {reason}: the next host does not answer on its link"))
             }
             Some(_) | None => Ok(()),
         }
