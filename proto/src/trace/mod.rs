@@ -313,9 +313,9 @@ pub struct Trace {
     pub first_lossy_hop: Option<u8>,
     /// Whether a device on the way rewrites TTLs. Then hops and the number of routers are not known.
     pub is_ttl_clamped: bool,
-    /// The nearest router, or the destination's host, that rejected a probe; `None` if none was rejected, and
-    /// always on the way back. Where the number of routers is searched for, a rejection by the destination is
-    /// its answer.
+    /// The nearest router, or the destination's host, that rejected a probe, or the latest one before if the
+    /// destination did not answer; `None` if none was rejected, and always on the way back. Where the number
+    /// of routers is searched for, a rejection by the destination is its answer.
     pub rejection: Option<Rejection>,
 }
 

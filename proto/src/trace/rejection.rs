@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::DESTINATION;
 use super::burst::BurstProbe;
 use crate::machine::{IcmpError, IcmpKind};
+use crate::time::Timestamp;
 
 /// An ICMP error that says that a probe was rejected. The packets of the flow get no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,18 +102,49 @@ impl RejectionReason {
     }
 }
 
-/// The nearest rejection of a trace with these probes, or else a late one of a trace before. `hop_of` is the
-/// hop, up to a TTL, at which a router has answered before: a router that checks its rules only after the TTL
-/// rejects probes of the next hop.
-pub(super) fn nearest(
-    probes: &[BurstProbe],
-    late: Option<Rejection>,
-    hop_of: impl FnOnce(IpAddr, u8) -> Option<u8>,
-) -> Option<Rejection> {
+/// The latest rejection of a flow since the destination has last answered.
+///
+/// A trace that does not reach the destination shows it, too: routers give few reasons, which mostly go to
+/// the more frequent echoes, and those that look for the next host in vain give them after the trace.
+#[derive(Debug, Default)]
+pub(super) struct LatestRejection(Option<(Rejection, Timestamp)>);
+
+/// How long a rejection is shown if no other follows. Chosen: 5 min, in which a router that gives one reason
+/// per second, and is asked by ten echoes per second, gives one to one of 60 trace probes almost certainly.
+const SHOWN_FOR: Duration = Duration::from_secs(300);
+
+impl LatestRejection {
+    /// A probe was rejected.
+    pub(super) fn add(&mut self, rejection: Rejection, at: Timestamp) {
+        let nearest = self.nearest_of(rejection);
+        self.0 = Some((nearest, at));
+    }
+
+    /// The destination has answered.
+    pub(super) fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    /// The rejection that a trace shows which did not reach the destination, and of which `found` is the
+    /// nearest one.
+    pub(super) fn of_trace(&self, found: Option<Rejection>, now: Timestamp) -> Option<Rejection> {
+        let latest = self.0.filter(|(_, at)| now.since(*at) < SHOWN_FOR).map(|(latest, _)| latest);
+        found.map(|found| self.nearest_of(found)).or(latest)
+    }
+
+    /// The same rejection, with the smallest TTL of those by this router.
+    fn nearest_of(&self, rejection: Rejection) -> Rejection {
+        let known = self.0.filter(|(known, _)| known.address == rejection.address);
+        let known = known.and_then(|(known, _)| known.ttl);
+        let ttl = known.into_iter().chain(rejection.ttl).min();
+        Rejection { ttl, ..rejection }
+    }
+}
+
+/// The nearest rejection of these probes.
+pub(super) fn nearest(probes: &[BurstProbe]) -> Option<Rejection> {
     let rejections = probes.iter().filter_map(|probe| probe.rejection);
-    let nearest = rejections.min_by_key(|rejection| rejection.ttl.unwrap_or(DESTINATION)).or(late)?;
-    let ttl = hop_of(nearest.address, nearest.ttl.unwrap_or(DESTINATION)).or(nearest.ttl);
-    Some(Rejection { ttl, ..nearest })
+    rejections.min_by_key(|rejection| rejection.ttl.unwrap_or(DESTINATION))
 }
 
 #[cfg(test)]
@@ -149,5 +181,35 @@ mod tests {
         for kind in [IcmpKind::TtlExceeded, IcmpKind::Other] {
             assert_eq!(reason(v4, kind, 0), None);
         }
+    }
+    fn rejection(last: u8, ttl: Option<u8>) -> Rejection {
+        let (address, reason) = ([10, 0, 0, last].into(), RejectionReason::HostUnreachable);
+        Rejection { ttl, address, reason, rtt: Duration::from_millis(1) }
+    }
+
+    #[test]
+    fn latest_rejection_is_shown_for_five_minutes_unless_the_destination_answers() {
+        let at = |seconds: u64| Timestamp::from_nanos((1_000 + seconds) * 1_000_000_000);
+        let mut latest = LatestRejection::default();
+        assert_eq!(latest.of_trace(None, at(0)), None);
+        latest.add(rejection(3, Some(5)), at(0));
+        assert_eq!(latest.of_trace(None, at(299)), Some(rejection(3, Some(5))));
+        assert_eq!(latest.of_trace(None, at(300)), None);
+        latest.clear();
+        assert_eq!(latest.of_trace(None, at(1)), None);
+    }
+
+    #[test]
+    fn rejections_by_one_router_have_the_smallest_ttl_and_those_by_another_one_their_own() {
+        let at = Timestamp::from_nanos(1_000_000_000);
+        let mut latest = LatestRejection::default();
+        for (ttl, expected) in [(None, None), (Some(5), Some(5)), (None, Some(5)), (Some(3), Some(3))] {
+            latest.add(rejection(3, ttl), at);
+            assert_eq!(latest.of_trace(None, at), Some(rejection(3, expected)));
+        }
+        assert_eq!(latest.of_trace(Some(rejection(3, Some(9))), at), Some(rejection(3, Some(3))));
+        assert_eq!(latest.of_trace(Some(rejection(4, Some(9))), at), Some(rejection(4, Some(9))));
+        latest.add(rejection(4, None), at);
+        assert_eq!(latest.of_trace(None, at), Some(rejection(4, None)));
     }
 }

@@ -251,7 +251,7 @@ impl Tracer {
                 let ttl = probe.ttl;
                 let limit = Some(ttl).filter(|_| is_limited);
                 let rejection = Rejection { ttl: limit, address: router, reason, rtt };
-                self.traced(Direction::Forward, arrival.flow)?.rejected(sequence, ttl, rejection);
+                self.traced(Direction::Forward, arrival.flow)?.rejected(sequence, ttl, rejection, arrival.at);
                 self.report(Direction::Forward, TraceReport::Rejected { flow: arrival.flow, rejection });
             }
             return Some(());

@@ -19,12 +19,10 @@ impl TracedFlow {
     }
 
     /// A probe was rejected. It counts as unanswered: the TTL of a rejected probe says nothing about a hop.
-    pub(in crate::trace) fn rejected(&mut self, sequence: u64, ttl: u8, rejection: Rejection) {
+    pub(in crate::trace) fn rejected(&mut self, sequence: u64, ttl: u8, rejection: Rejection, at: Timestamp) {
         self.in_flight.take_if(|(latest, _)| *latest == sequence);
-        let Some(probe) = self.probe_mut(sequence) else {
-            self.late_rejection = Some(rejection);
-            return;
-        };
+        self.latest_rejection.add(rejection, at);
+        let Some(probe) = self.probe_mut(sequence) else { return };
         probe.rejection.get_or_insert(rejection);
         if let Some(burst) = &mut self.burst {
             burst.rejected(ttl);
@@ -119,7 +117,7 @@ impl TracedFlow {
                 self.destination.answered(Answer::new(from, rtt), at);
             }
             self.rtt = Some(rtt);
-            self.late_rejection = None;
+            self.latest_rejection.clear();
         }
         self.answer(sequence, Answer::new(from, rtt), is_reached);
         if is_searching {

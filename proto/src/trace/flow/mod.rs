@@ -19,9 +19,10 @@ use self::rounds::Rounds;
 use super::burst::{Burst, BurstMethod, BurstProbe, BurstStep};
 use super::hop::HopHistory;
 use super::reachability::Reachability;
+use super::rejection::LatestRejection;
 use super::route::{CONFIRMATIONS, RouteTracker, RouteUpdate};
 use super::ttl_clamp::TtlClamp;
-use super::{DESTINATION, Direction, ProbeProtocol, Rejection, TRACE_GAP_MIN, Trace, TraceReport, Trigger};
+use super::{DESTINATION, Direction, ProbeProtocol, TRACE_GAP_MIN, Trace, TraceReport, Trigger};
 use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::Timestamp;
@@ -61,9 +62,7 @@ pub(super) struct TracedFlow {
     in_flight: Option<(u64, Timestamp)>,
     /// Used where the number of routers is searched for, until it is known.
     search: DistanceSearch,
-    /// The latest rejection that came after its trace was complete. A router that looks for the next host in
-    /// vain rejects packets after seconds.
-    late_rejection: Option<Rejection>,
+    latest_rejection: LatestRejection,
     /// What else the answers so far say about the route.
     found_updates: VecDeque<RouteUpdate>,
     pub(super) reachability: Reachability,
@@ -132,7 +131,7 @@ impl TracedFlow {
             bursts: 0,
             in_flight: None,
             search: DistanceSearch::default(),
-            late_rejection: None,
+            latest_rejection: LatestRejection::default(),
             found_updates: VecDeque::new(),
             reachability: Reachability::new(),
             ttl_clamp: TtlClamp::default(),

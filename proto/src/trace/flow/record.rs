@@ -1,7 +1,5 @@
 //! What a trace of a flow shows.
 
-use std::net::IpAddr;
-
 use super::TracedFlow;
 use crate::time::Timestamp;
 use crate::trace::burst::BurstProbe;
@@ -28,11 +26,15 @@ impl TracedFlow {
         let rtt = probes.iter().filter(|probe| probe.is_reached);
         let rtt = rtt.filter_map(|probe| Some(probe.answer.as_ref()?.rtt)).min();
         let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
-        let late = self.late_rejection.filter(|_| rtt.is_none());
-        let rejection = rejection::nearest(probes, late, |router, ttl_max| self.hop_of(router, ttl_max));
-        // TTLs that are rewritten say nothing about the hop.
-        let rejected_at = rejection.and_then(|rejection| rejection.ttl).filter(|_| !is_ttl_clamped);
-        let rejection = rejection.map(|rejection| Rejection { ttl: rejected_at, ..rejection });
+        let rejection = match (rejection::nearest(probes), rtt) {
+            (found, None) => self.latest_rejection.of_trace(found, now),
+            (found, Some(_)) => found,
+        };
+        let rejection = rejection.map(|rejection| match is_ttl_clamped {
+            true => Rejection { ttl: None, ..rejection },
+            false => Rejection { ttl: self.hop_of(&rejection).or(rejection.ttl), ..rejection },
+        });
+        let rejected_at = rejection.and_then(|rejection| rejection.ttl);
         let length = match (rtt, routers, rejected_at) {
             _ if is_ttl_clamped => 0,
             (Some(_), Some(routers), _) => routers,
@@ -77,10 +79,12 @@ impl TracedFlow {
         }
     }
 
-    /// The first hop, up to a TTL, at which this router answered last.
-    fn hop_of(&self, router: IpAddr, ttl_max: u8) -> Option<u8> {
-        (1..=ttl_max).zip(&self.hops).find_map(|(ttl, hop)| {
-            hop.last_responder().is_some_and(|known| known.address == router).then_some(ttl)
+    /// The first hop, up to the TTL of a rejection, at which the rejecting router has answered last: one that
+    /// checks its rules only after the TTL rejects probes of the next hop.
+    fn hop_of(&self, rejection: &Rejection) -> Option<u8> {
+        let ttls = 1..=rejection.ttl.unwrap_or(self.hops_max);
+        ttls.zip(&self.hops).find_map(|(ttl, hop)| {
+            hop.last_responder().is_some_and(|known| known.address == rejection.address).then_some(ttl)
         })
     }
 
