@@ -209,6 +209,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_address_translation", trace_networks::address_translation),
         trial("trace_routing_loop", trace_networks::routing_loop),
         trial("trace_refusing_router", trace_networks::refusing_router),
+        trial("trace_refusing_router_ipv6", trace_networks::refusing_router_ipv6),
         trial("trace_refusing_router_of_a_peer", trace_networks::refusing_router_of_a_peer),
         trial("trace_absent_host", trace_networks::absent_host),
         trial("trace_hops_appear_one_by_one", trace_networks::hops_appear_one_by_one),

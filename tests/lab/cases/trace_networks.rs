@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use crate::agent::{NodeAgent, PROGRAM};
 use crate::testbed::Inconclusive;
-use crate::trace::{CONFIRMED_WITHIN, ROUTERS, first_trace, responders, routers_of_chain, start, start_with};
+use crate::trace::{
+    CONFIRMED_WITHIN, ROUTERS, address_of, first_trace, responders, routers_of_chain, start, start_with,
+};
 
 /// Larger than any route here.
 const HOPS_MAX: usize = 12;
@@ -237,6 +239,26 @@ pub(crate) fn refusing_router() {
             let expected = [&json!(2), &json!("10.77.1.2"), &json!(reason)];
             assert_eq!(fields, expected, "{kind} {options:?}: {found}");
             assert!(rejected["rtt_seconds"].as_f64() >= Some(0.004), "behind the first wire: {found}");
+        }
+    }
+}
+
+/// The same over IPv6, whose errors have other codes.
+pub(crate) fn refusing_router_ipv6() {
+    let protocols: [&[&str]; 3] =
+        [&REFLECTOR, &["--protocol", "icmp"], &["--protocol", "tcp", "--port", "80"]];
+    for (kind, reason) in [("unreachable", "network_unreachable"), ("prohibit", "prohibited")] {
+        for options in protocols {
+            let net = NetPlan::chain(3).build(22);
+            delay_ends(&net, [("a", "r1"), ("r3", "b")]);
+            net.node("a").set_sysctl("ipv4/ping_group_range", "0 2147483647");
+            let b = net.v6("b");
+            net.node("r2").ip(&format!("route add {kind} {b}/128\n"));
+            let found = probe_trace(&mut net.node("a").command(PROGRAM), b, options);
+            assert_eq!(responders(&found), addresses(&["fd77:0::2"]), "{kind} {options:?}: {found}");
+            let fields = ["ttl", "reason"].map(|field| &found["rejected"][field]);
+            assert_eq!(fields, [&json!(2), &json!(reason)], "{kind} {options:?}: {found}");
+            assert_eq!(address_of(&found["rejected"]["address"]), addresses(&["fd77:1::2"])[0], "{found}");
         }
     }
 }
