@@ -121,9 +121,11 @@ pub async fn trace(
     match timeout(answer_max, acknowledged).await {
         Ok(Ok(())) => Ok(trace),
         Ok(Err(error)) => Err(error),
-        Err(_) if delivery()?.sent > sent => Err(OwnFlowError::Stalled),
-        // Nothing could be sent: the client does not read.
-        Err(_) => Err(OwnFlowError::Unhealthy),
+        Err(_) => {
+            let Delivery { sent, acknowledged, .. } = delivery()?;
+            // If nothing is in flight, the client does not read.
+            Err(if acknowledged < sent { OwnFlowError::Stalled } else { OwnFlowError::Unhealthy })
+        }
     }
 }
 

@@ -7,8 +7,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use pathmeter_lab::{DEADLINE, Net, NetPlan, eventually};
 use pathmeter_proto::sim::Link;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use crate::agent::NodeAgent;
+use crate::testbed::Inconclusive;
 use crate::trace::{ROUTERS, address_of, routers_of_chain};
 
 /// A client that asks for its route, and answers pings.
@@ -22,8 +24,14 @@ struct TracedClient {
 impl TracedClient {
     fn connect(net: &Net, to: IpAddr) -> Self {
         let to = SocketAddr::new(to, 9_862);
-        let mut stream =
-            net.node("a").within(|| TcpStream::connect_timeout(&to, DEADLINE)).expect("the agent listens");
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            // Longer segments do not fit the cables between routers, and are sent again.
+            socket.set_tcp_mss(1_200)?;
+            socket.connect_timeout(&to.into(), DEADLINE)?;
+            std::io::Result::Ok(TcpStream::from(socket))
+        };
+        let mut stream = net.node("a").within(connect).expect("the agent listens");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
         write!(
@@ -132,11 +140,11 @@ fn routers(updates: &[Value]) -> Vec<IpAddr> {
 
 /// The connection of a client shows the same routers as other packets, and is not harmed: no byte is lost and
 /// none is sent again.
-pub(crate) fn own_flow() {
+pub(crate) fn own_flow() -> Result<(), Inconclusive> {
     for is_v4 in [true, false] {
         let net = NetPlan::chain(ROUTERS).build(16);
         for (first, second) in [("a", "r1"), ("r8", "b")] {
-            let link = Link::perfect(2_000_000);
+            let link = Link::perfect(10_000_000);
             net.wire(first, second).set_links(&link, &link);
         }
         let b = start(&net, "1200ms");
@@ -153,14 +161,24 @@ pub(crate) fn own_flow() {
             (&json!("done"), &json!(true), &json!(ROUTERS))
         );
         let rtts = updates.iter().filter_map(|update| update["rtt_seconds"].as_f64());
-        assert!(rtts.clone().all(|rtt| (0.004..0.2).contains(&rtt)), "{updates:?}");
+        assert!(rtts.clone().all(|rtt| (0.020..0.5).contains(&rtt)), "{updates:?}");
         while client.echoes.len() < messages.len() {
             let echo = client.receive();
             client.echoes.push(echo);
         }
         assert_eq!(client.echoes, messages, "every message comes back, in order");
         for node in ["a", "b"] {
-            assert_eq!(tcp_counter(&net, node, "snmp", "RetransSegs"), 0, "{node}");
+            let count = |file, name| tcp_counter(&net, node, file, name);
+            let is_late = count("netstat", "TCPLossProbes") + count("netstat", "TCPTimeouts") > 0;
+            assert_eq!(count("netstat", "TCPFastRetrans"), 0, "{node}");
+            match (count("snmp", "RetransSegs"), is_late) {
+                (0, _) => {}
+                (count, true) => {
+                    let reason = format!("a wire was late: {count} segments were sent again after a timer");
+                    return Err(Inconclusive(reason));
+                }
+                (count, false) => panic!("{node} has sent {count} segments again"),
+            }
         }
         let ignored = tcp_counter(&net, "b", "netstat", "OutOfWindowIcmps");
         assert_eq!(ignored, u64::try_from(ROUTERS).unwrap(), "the kernel ignores the answers of routers");
@@ -172,6 +190,7 @@ pub(crate) fn own_flow() {
         let page = b.page();
         assert_eq!(page.count("pathmeter_websocket_traces_total", &["result=\"complete\""]), 1, "{page}");
     }
+    Ok(())
 }
 
 /// Where routers choose by flow, the routers of the connection are found, and not those of other packets.
@@ -230,8 +249,8 @@ pub(crate) fn own_flow_clamped() {
          add rule ip clamp pre tcp sport 9862 ct mark 1 ip ttl set 2\n",
     );
     let b = start(&net, "300ms");
-    let mut client = TracedClient::connect(&net, net.v4("b"));
-    assert_eq!(client.update()["method"], "own_flow");
+    // What is sent to it may no longer arrive.
+    let _client = TracedClient::connect(&net, net.v4("b"));
     let failed = eventually("the event", || {
         let events = b.json("/api/v1/events");
         let mut events = events["events"].as_array().unwrap().iter();

@@ -30,8 +30,8 @@ fn probe_trace(command: &mut Command, target: IpAddr, arguments: &[&str]) -> Val
     json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_else(|| panic!("no trace: {output}"))
 }
 
-/// The same, repeated a few times until it has what is expected: on a busy machine answers come later than the
-/// command waits for them.
+/// The same, repeated a few times until it has what is expected: on a busy machine answers come later than
+/// the command waits for them.
 fn probe_trace_until(
     command: impl Fn() -> Command,
     target: IpAddr,
