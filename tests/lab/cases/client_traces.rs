@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use pathmeter_lab::{DEADLINE, Net, NetPlan, eventually};
 use pathmeter_proto::sim::Link;
@@ -191,6 +192,41 @@ pub(crate) fn own_flow() -> Result<(), Inconclusive> {
         assert_eq!(page.count("pathmeter_websocket_traces_total", &["result=\"complete\""]), 1, "{page}");
     }
     Ok(())
+}
+
+/// The client receives each hop when its router answers, also while another one is still waited for.
+pub(crate) fn hops_as_they_are_found() {
+    for method in ["unprivileged", "own_flow"] {
+        let net = NetPlan::chain(4).build(20);
+        let link = Link::perfect(2_000_000);
+        net.wire("a", "r1").set_links(&link, &link);
+        nft(
+            net.node("r2"),
+            "add table ip silent\n\
+             add chain ip silent output { type filter hook output priority 0; }\n\
+             add rule ip silent output icmp type time-exceeded drop\n",
+        );
+        let mut config = config("1200ms");
+        config["websocket"]["trace_method"] = json!(method);
+        let _b = NodeAgent::start(net.node("b"), config, &[]);
+        let mut client = TracedClient::connect(&net, net.v4("b"));
+        assert_eq!(client.update()["event"], "connected");
+        let (begin, mut found) = (Instant::now(), Vec::new());
+        while found.len() < 3 {
+            found.push(client.update()["ttl"].as_u64());
+        }
+        let (first, at) = (begin.elapsed(), Instant::now());
+        found.sort_unstable();
+        assert_eq!(found, [1, 2, 4].map(Some), "{method}");
+        let last = client.update();
+        assert_eq!((&last["ttl"], &last["state"]), (&json!(3), &json!("unanswered")), "{method}: {last}");
+        assert_eq!(client.update()["event"], "done");
+        assert!(
+            at.elapsed() > Duration::from_secs(1).saturating_sub(first),
+            "{method}: {first:?}, {:?}",
+            at.elapsed()
+        );
+    }
 }
 
 /// Where routers choose by flow, the routers of the connection are found, and not those of other packets.

@@ -196,6 +196,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),
         trial("trace_tcp_proxy", trace_tcp::proxy),
+        trial("trace_client_hops", client_traces::hops_as_they_are_found),
         repeatable("trace_own_flow", client_traces::own_flow),
         trial("trace_own_flow_balanced", client_traces::own_flow_balanced),
         trial("trace_own_flow_clamped", client_traces::own_flow_clamped),
