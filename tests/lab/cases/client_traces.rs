@@ -200,8 +200,7 @@ pub(crate) fn hops_as_they_are_found() {
         let net = NetPlan::chain(4).build(20);
         let link = Link::perfect(2_000_000);
         net.wire("a", "r1").set_links(&link, &link);
-        nft(
-            net.node("r2"),
+        net.node("r2").nft(
             "add table ip silent\n\
              add chain ip silent output { type filter hook output priority 0; }\n\
              add rule ip silent output icmp type time-exceeded drop\n",
