@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use anyhow::anyhow;
+use pathmeter_proto::machine::NotSent;
 use pathmeter_proto::trace::{Completeness, Enumerated, EnumerationReport, EqualCostPaths};
 use tokio::sync::mpsc::{Receiver, unbounded_channel};
 
@@ -28,6 +29,7 @@ pub(super) async fn enumerate(
     if !arguments.json {
         print_out(&format!("{address}: equal-cost paths over UDP, at most {} hops\n", arguments.max_hops))?;
     }
+    let mut has_sent = false;
     let enumerated = loop {
         tokio::select! {
             Some(event) = events.recv() => {
@@ -37,7 +39,19 @@ pub(super) async fn enumerate(
             }
             report = reports.recv() => match report {
                 Some(EnumerationReport::Enumerated(enumerated)) => break enumerated,
-                Some(_) => {}
+                Some(EnumerationReport::Sent { .. }) => has_sent = true,
+                // It goes on for as long as routers would be waited for, to no end.
+                Some(EnumerationReport::SendError(reason)) if !has_sent && reason != NotSent::Buffer => {
+                    return Err(anyhow!("sending to {address}: {}", reason.as_text()).into());
+                }
+                Some(
+                    EnumerationReport::Answered { .. }
+                    | EnumerationReport::Unanswered { .. }
+                    | EnumerationReport::Withdrawn
+                    | EnumerationReport::SendError(_)
+                    | EnumerationReport::Deferred(_)
+                    | EnumerationReport::Unmatched,
+                ) => {}
                 None => return Err(anyhow!("the enumeration ended early").into()),
             },
         }

@@ -341,17 +341,20 @@ pub(crate) fn failures_of_this_host() {
     let without_route = "no route from this host";
     let with_firewall = "not permitted, for example by a firewall of this host";
     let on_link = "host unreachable: the next host does not answer on its link";
-    for (target, reason, is_over_tcp) in [
-        ("192.0.2.1", without_route, true),
-        ("10.77.1.2", with_firewall, false),
-        ("10.77.0.9", on_link, false),
-    ] {
+    // The kernel sends over TCP later, and the link shows nothing while paths are enumerated.
+    for (target, reason, protocols) in
+        [("192.0.2.1", without_route, 4), ("10.77.1.2", with_firewall, 3), ("10.77.0.9", on_link, 2)]
+    {
         if reason == with_firewall {
             a.nft("table ip wall { chain out { type filter hook output priority 0; ip daddr 10.77.1.2 drop; }; }");
         }
-        let protocols: [&[&str]; 3] =
-            [&REFLECTOR, &["--protocol", "icmp"], &["--protocol", "tcp", "--port", "80"]];
-        for options in &protocols[..if is_over_tcp { 3 } else { 2 }] {
+        let all: [&[&str]; 4] = [
+            &REFLECTOR,
+            &["--protocol", "icmp"],
+            &["--port", "9862", "--enumerate"],
+            &["--protocol", "tcp", "--port", "80"],
+        ];
+        for options in &all[..protocols] {
             let folder = TempDir::new().unwrap();
             let mut command = a.command(PROGRAM);
             command.args(["probe", "trace", target, "-n"]).args(*options);
