@@ -302,6 +302,29 @@ pub(crate) fn own_flow_clamped() {
     assert_eq!(updates[updates.len() - 1]["event"], "done", "{updates:?}");
 }
 
+/// A connection that acknowledges nothing is left alone: its client is traced by another method.
+pub(crate) fn own_flow_unhealthy() {
+    let net = NetPlan::chain(4).build(21);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    // Segments without data, which are the acknowledgments of the client, do not leave it.
+    net.node("a").nft(
+        "add table ip mute\n\
+         add chain ip mute output { type filter hook output priority 0; }\n\
+         add rule ip mute output tcp dport 9862 tcp flags & (syn | psh) == 0 drop\n",
+    );
+    let b = start(&net, "300ms");
+    let mut client = TracedClient::connect(&net, net.v4("b"));
+    let page = b.page_when("the trace is complete", |page| {
+        page.count("pathmeter_websocket_traces_total", &["result=\"complete\""]) == 1
+    });
+    assert_eq!(page.count("pathmeter_websocket_traces_total", &[]), 1, "{page}");
+    net.node("a").nft("delete table ip mute\n");
+    let updates = client.updates();
+    assert!([json!("icmp"), json!("udp")].contains(&updates[0]["method"]), "{updates:?}");
+    assert_eq!(routers(&updates).len(), 4, "{updates:?}");
+}
+
 /// Without the capability the agent says so once, and names the method that it uses instead.
 pub(crate) fn own_flow_not_permitted() {
     let net = NetPlan::chain(4).build(19);

@@ -200,6 +200,7 @@ fn lab_trials() -> Vec<Trial> {
         repeatable("trace_own_flow", client_traces::own_flow),
         trial("trace_own_flow_balanced", client_traces::own_flow_balanced),
         trial("trace_own_flow_clamped", client_traces::own_flow_clamped),
+        trial("trace_own_flow_unhealthy", client_traces::own_flow_unhealthy),
         trial("trace_own_flow_not_permitted", client_traces::own_flow_not_permitted),
         trial("trace_protocols_change", trace_protocols::change),
         trial("trace_protocols_labels", trace_protocols::labels),
