@@ -1,11 +1,13 @@
 //! HTTP API: routes, the agent's status, the metrics page.
 //!
 //! * [`routes`] — routes requests and checks authorisation;
+//! * `endpoints` — lists the paths;
 //! * [`scrape`] — negotiates the format and encoding of the metrics page;
 //! * [`renderer`] — renders that page on dedicated threads, and shares it among scrapers;
 //! * `events`, `flow_routes`, `traces` — what their paths respond;
 //! * [`status`] — the snapshot of the daemon from which requests are answered.
 
+mod endpoints;
 mod events;
 mod flow_routes;
 pub mod renderer;

@@ -1,6 +1,5 @@
 //! Routing and authorisation of HTTP requests.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::endpoints::{ENDPOINTS, ENUMERATIONS, EVENTS, PING, TRACES, TRACES_DIFF, WEBSOCKET, index_page};
 use super::events;
 use super::flow_routes::{self, Routes};
 use super::renderer::Renderer;
@@ -111,59 +111,6 @@ const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
-/// Polled by other agents; answered without leaving the connection's thread.
-const PING: &str = "/api/v1/ping";
-
-const WEBSOCKET: &str = "/ws";
-
-const EVENTS: &str = "/api/v1/events";
-
-const TRACES: &str = "/api/v1/traces";
-
-const ENUMERATIONS: &str = "/api/v1/enumerations";
-
-const TRACES_DIFF: &str = "/api/v1/traces/diff";
-
-/// Paths with their method and description.
-const ROUTES: [(&str, Method, &str); 16] = [
-    ("/", Method::GET, "this page"),
-    ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
-    (
-        "/api/v1/agent",
-        Method::GET,
-        "name, labels and version of this agent, and whether it answers your address",
-    ),
-    ("/api/v1/paths", Method::GET, "all paths, and the reason for each that is not measured"),
-    ("/api/v1/discovery", Method::GET, "discovery providers, and members whose agent name is not known yet"),
-    (
-        EVENTS,
-        Method::GET,
-        "recent events; ?after=N omits events up to number N; as a stream for text/event-stream or a WebSocket",
-    ),
-    (
-        "/api/v1/routes",
-        Method::GET,
-        "routes of flows to peers and targets and back, and of peers' flows to this agent",
-    ),
-    (TRACES, Method::GET, "recent traces; ?target=NAME and ?since=SECONDS select"),
-    (
-        TRACES,
-        Method::POST,
-        "trace the paths to ?target=NAME now (from loopback, or signed with the mesh key)",
-    ),
-    (
-        ENUMERATIONS,
-        Method::POST,
-        "enumerate the equal-cost paths to ?target=NAME (from loopback, or signed with the mesh key)",
-    ),
-    (TRACES_DIFF, Method::GET, "the hops at which the traces ?a=N and ?b=N differ"),
-    (PING, Method::GET, "times at which the request was received and the response was sent"),
-    (WEBSOCKET, Method::GET, "WebSocket echo: every message is sent back unchanged"),
-    ("/-/healthy", Method::GET, "200 while the process is running"),
-    ("/-/ready", Method::GET, "200 while the agent measures: after startup, until shutdown"),
-    ("/-/reload", Method::POST, "reload the configuration (from loopback, or signed with the mesh key)"),
-];
-
 impl AppState {
     /// Answers a request. Requests that peers time, and connections that stay open, run on the caller's
     /// thread, all others on the control plane.
@@ -225,7 +172,7 @@ impl AppState {
     ) -> Response<Body> {
         let asked = request.uri().path();
         let methods: Vec<&Method> =
-            ROUTES.iter().filter(|(path, _, _)| *path == asked).map(|(_, method, _)| method).collect();
+            ENDPOINTS.iter().filter(|(path, _, _)| *path == asked).map(|(_, method, _)| method).collect();
         let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
         if methods.is_empty() {
             // The only path with a variable part.
@@ -265,7 +212,7 @@ impl AppState {
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/reload" => self.reload(peer, &proof).await,
-            _ => with_type(HTML, Full::from(self.index())),
+            _ => with_type(HTML, Full::from(index_page(&self.status.load().name))),
         }
     }
 
@@ -451,24 +398,6 @@ impl AppState {
             Err(refusal) => SignatureStatus::Unverifiable(refusal.to_string()),
         }
     }
-
-    fn index(&self) -> String {
-        let name = escaped(&self.status.load().name);
-        let mut page = format!(
-            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>pathmeter {name}</title>\n\
-             <h1>pathmeter {name}</h1><p>version {}</p><ul>\n",
-            env!("CARGO_PKG_VERSION")
-        );
-        for (path, method, about) in ROUTES.iter().skip(1) {
-            let shown = match *method == Method::GET && ![WEBSOCKET, TRACES_DIFF].contains(path) {
-                true => format!("<a href=\"{path}\">{path}</a>"),
-                false => format!("{method} {path}"),
-            };
-            let _ = writeln!(page, "<li>{shown}: {about}");
-        }
-        page.push_str("</ul></html>\n");
-        page
-    }
 }
 
 fn with_type(content_type: HeaderValue, body: Full<Bytes>) -> Response<Body> {
@@ -524,8 +453,4 @@ fn json_or_problem(value: Result<Value, String>) -> Response<Body> {
         Ok(value) => json(&value),
         Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
     }
-}
-
-fn escaped(text_body: &str) -> String {
-    text_body.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

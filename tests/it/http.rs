@@ -192,6 +192,7 @@ fn index_page_links_to_every_endpoint() {
             "/api/v1/paths",
             "/api/v1/discovery",
             "/api/v1/events",
+            "/api/v1/routes",
             "/api/v1/traces",
             "/api/v1/ping",
             "/-/healthy",
