@@ -145,6 +145,7 @@ const RULES: [Rule; 13] = [
             "src/http/",
             "src/websocket/",
             "src/daemon/mod.rs",
+            "src/daemon/shutdown.rs",
             "src/daemon/pending.rs",
             "src/discovery/dns.rs",
             "src/stream/mod.rs",
