@@ -72,8 +72,7 @@ enum SegmentProbe {
 /// What a trace does next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OwnFlowStep {
-    /// Send this segment with this TTL, and report that with [`OwnFlowTracer::sent`] or
-    /// [`OwnFlowTracer::not_sent`].
+    /// Send this segment with this TTL, and report that with [`OwnFlowTracer::sent`].
     Send {
         /// The TTL.
         ttl: u8,
