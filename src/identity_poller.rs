@@ -34,8 +34,8 @@ pub struct PeerReport {
     pub routes: Vec<RouteRecord>,
 }
 
-/// Maximum bytes of a report. Chosen: [`ROUTES_MAX`] records of two routes
-/// with 64 hops take less.
+/// Maximum bytes of a report. Chosen: twice what an agent sends of its routes,
+/// [`ROUTES_BYTES_MAX`](crate::route_record::ROUTES_BYTES_MAX).
 const REPORT_BYTES_MAX: usize = 512 * 1024;
 
 /// The HTTP endpoint of a peer.
@@ -170,13 +170,13 @@ async fn fetch_report(
         #[serde(flatten)]
         identity: Identity,
         #[serde(default)]
-        routes: Vec<Value>,
+        routes: Value,
     }
     let body = fetch(client, address, host, &format!("/api/v1/agent?routes_to={own_name}")).await?;
     let Response { identity, routes } =
         serde_json::from_slice(&body).map_err(|source| IdentityError::NotAnAgent { address, source })?;
-    let records =
-        routes.into_iter().take(ROUTES_MAX).filter_map(|record| serde_json::from_value(record).ok());
+    let routes = routes.as_array().map_or(&[][..], |routes| routes);
+    let records = routes.iter().take(ROUTES_MAX).filter_map(|record| RouteRecord::deserialize(record).ok());
     let is_valid = |record: &RouteRecord| record.is_valid_report(peer, own_name);
     Ok(PeerReport { identity: identity.sanitized(), routes: records.filter(is_valid).collect() })
 }

@@ -1,8 +1,9 @@
 //! The routes of flows between two agents. Both show the same records: the agent that measures a flow, and
 //! the peer, which requests them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::trace::{HopRouter, Route};
@@ -12,12 +13,23 @@ use serde::{Deserialize, Serialize};
 /// two probes of sixteen flows over both address families.
 pub const ROUTES_MAX: usize = 64;
 
+/// Maximum bytes of the records that are reported to a peer, as JSON; further ones are left out. Chosen: 4
+/// KiB for each record, four times what two routes of thirty hops take.
+pub const ROUTES_BYTES_MAX: usize = 256 * 1024;
+
 /// Maximum hops of a route, and routers of a hop, from a peer. Records with more are left out. As many as a
 /// trace has at most.
 const HOPS_MAX: usize = 64;
 
-/// Maximum bytes of a text in a record from a peer. Records with longer ones are left out. As long as a name.
+/// Maximum bytes of the name of a probe in a record from a peer. Records with longer ones are left out. As
+/// long as a name may be.
 const TEXT_MAX: usize = 64;
+
+/// Maximum flows of a path.
+const FLOWS_MAX: u8 = 16;
+
+/// Hexadecimal digits of the id of a route.
+const ID_DIGITS: usize = 12;
 
 /// The routes of one flow in both directions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +103,22 @@ impl From<&Route> for RecordedRoute {
     }
 }
 
+impl RecordedRoute {
+    /// Whether a route from a peer is within limits.
+    fn is_valid(&self) -> bool {
+        let routers = |hop: &RecordedHop| match hop {
+            RecordedHop::Unknown => 0,
+            RecordedHop::Single(_) => 1,
+            RecordedHop::Balanced(routers) => routers.len(),
+        };
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        self.id.len() == ID_DIGITS
+            && self.id.bytes().all(is_digit)
+            && self.hops.len() <= HOPS_MAX
+            && self.hops.iter().all(|hop| routers(hop) <= HOPS_MAX)
+    }
+}
+
 impl RouteRecord {
     /// The record with the [`id`](Self::id) that results from its other fields.
     #[must_use]
@@ -102,24 +130,23 @@ impl RouteRecord {
     }
 
     /// Whether a record that the peer `from` reports to the agent `to` may be shown: it is about a flow
-    /// between these two, within limits, and has no control characters.
+    /// between these two, within limits, and as this program would have made it.
     #[must_use]
     pub fn is_valid_report(&self, from: &str, to: &str) -> bool {
-        let Self { id, probe, family, protocol, forward, reverse, .. } = self;
-        let is_text = |text: &&String| text.len() <= TEXT_MAX && !text.contains(char::is_control);
+        let Self { probe, family, protocol, flow, forward, reverse, asymmetric_hops, .. } = self;
         let routes = || [forward, reverse].into_iter().flatten();
-        let is_short = |route: &RecordedRoute| {
-            let routers = |hop: &RecordedHop| match hop {
-                RecordedHop::Unknown => 0,
-                RecordedHop::Single(_) => 1,
-                RecordedHop::Balanced(routers) => routers.len(),
-            };
-            route.hops.len() <= HOPS_MAX && route.hops.iter().all(|hop| routers(hop) <= HOPS_MAX)
-        };
+        let [to_peer, back] = [forward, reverse].map(|route| route.as_ref()?.routers);
         self.from == from
             && self.to == to
-            && [id, probe, family, protocol].iter().all(is_text)
-            && routes().all(|route| is_text(&&route.id) && is_short(route))
+            && probe.len() <= TEXT_MAX
+            && !probe.contains(char::is_control)
+            && ["ipv4", "ipv6"].contains(&&**family)
+            && ["udp", "icmp", "tcp"].contains(&&**protocol)
+            && *flow < FLOWS_MAX
+            && self.source_port != Some(0)
+            && routes().all(RecordedRoute::is_valid)
+            && *asymmetric_hops == self::asymmetric_hops(to_peer, back)
+            && self.id == self.clone().with_id().id
     }
 
     /// The ids of both routes.
@@ -128,18 +155,65 @@ impl RouteRecord {
     }
 }
 
-/// Whether a peer reports another route of a flow than before. A route that becomes known is not another one.
-#[must_use]
-pub fn has_other_route(before: &[RouteRecord], after: &[RouteRecord]) -> bool {
-    let earlier = |record: &RouteRecord| before.iter().find(|earlier| earlier.id == record.id);
-    let differs = |(before, after): (&Option<&str>, &Option<&str>)| match (before, after) {
-        (Some(before), Some(after)) => before != after,
-        (None, _) | (_, None) => false,
-    };
-    after.iter().any(|record| {
-        let Some(earlier) = earlier(record) else { return false };
-        earlier.route_ids().iter().zip(&record.route_ids()).any(differs)
-    })
+/// What a peer reports about the routes of its flows to this agent.
+#[derive(Debug, Default)]
+pub struct PeerRoutes {
+    /// The latest report; empty after a failed request.
+    latest: Arc<[RouteRecord]>,
+    /// The last known routes of each flow, by [`RouteRecord::id`]. They outlast failed requests, and times at
+    /// which a route is not known.
+    known: BTreeMap<String, [Option<String>; 2]>,
+}
+
+/// What a report changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportChange {
+    /// Nothing.
+    None,
+    /// The records, but no flow has taken another route. A route that becomes known is not another one.
+    Records,
+    /// A flow takes another route.
+    Route,
+}
+
+impl PeerRoutes {
+    /// The latest report.
+    #[must_use]
+    pub fn latest(&self) -> Arc<[RouteRecord]> {
+        Arc::clone(&self.latest)
+    }
+
+    /// The request for a report failed.
+    pub fn failed(&mut self) -> ReportChange {
+        self.set_latest(Vec::new())
+    }
+
+    /// Replaces the report.
+    pub fn reported(&mut self, records: Vec<RouteRecord>) -> ReportChange {
+        let mut known = BTreeMap::new();
+        let mut has_other_route = false;
+        for record in &records {
+            let earlier = self.known.remove(&record.id).unwrap_or_default();
+            let current = record.route_ids().map(|id| id.map(str::to_owned));
+            let both = current.into_iter().zip(earlier).map(|(current, earlier)| {
+                has_other_route |= current.is_some() && earlier.is_some() && current != earlier;
+                current.or(earlier)
+            });
+            let mut both = both.collect::<Vec<_>>().into_iter();
+            known.insert(record.id.clone(), [both.next().flatten(), both.next().flatten()]);
+        }
+        self.known = known;
+        let change = self.set_latest(records);
+        if has_other_route { ReportChange::Route } else { change }
+    }
+
+    fn set_latest(&mut self, records: Vec<RouteRecord>) -> ReportChange {
+        if *self.latest == *records {
+            return ReportChange::None;
+        }
+        self.latest = records.into();
+        ReportChange::Records
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +238,7 @@ mod tests {
             flow: 1,
             source_port: Some(40_000),
             destination: "192.0.2.9:9862".parse().unwrap(),
-            forward: Some(RecordedRoute { id: "a1".into(), routers: Some(3), hops }),
+            forward: Some(RecordedRoute { id: "0000000000a1".into(), routers: Some(3), hops }),
             reverse: None,
             asymmetric_hops: None,
         }
@@ -194,32 +268,54 @@ mod tests {
         assert!(!record().is_valid_report("fra-1", "lon-1"), "about another peer");
         let long = "x".repeat(TEXT_MAX + 1);
         let route = |id: &str, hops| Some(RecordedRoute { id: id.into(), routers: None, hops });
+        let too_many = vec![RecordedHop::Unknown; HOPS_MAX + 1];
         let invalid = [
             RouteRecord { probe: "a\u{1b}[2J".into(), ..record() },
             RouteRecord { probe: long.clone(), ..record() },
+            RouteRecord { family: "ipv5".into(), ..record() },
+            RouteRecord { protocol: "sctp".into(), ..record() },
+            RouteRecord { flow: FLOWS_MAX, ..record() },
+            RouteRecord { source_port: Some(0), ..record() },
             RouteRecord { reverse: route(&long, vec![]), ..record() },
-            RouteRecord { reverse: route("a", vec![RecordedHop::Unknown; HOPS_MAX + 1]), ..record() },
-        ];
-        for record in invalid {
+            RouteRecord { reverse: route("00000000000A", vec![]), ..record() },
+            RouteRecord { reverse: route("00000000000a", too_many), ..record() },
+            RouteRecord { asymmetric_hops: Some(1), ..record() },
+        ]
+        .map(RouteRecord::with_id);
+        let wrong_id = RouteRecord { id: "000000000000".into(), ..record() };
+        for record in invalid.into_iter().chain([wrong_id]) {
             assert!(!record.is_valid_report("fra-1", "ams-1"), "{record:?}");
         }
     }
 
     #[test]
-    fn only_another_route_of_the_same_flow_is_a_change() {
+    fn only_another_route_of_the_same_flow_is_another_route() {
         let with = |forward: Option<&str>, reverse: Option<&str>| {
             let route = |id: Option<&str>| {
                 id.map(|id| RecordedRoute { id: id.into(), routers: None, hops: Vec::new() })
             };
             vec![RouteRecord { forward: route(forward), reverse: route(reverse), ..record() }]
         };
-        let known = with(Some("a"), Some("b"));
-        assert!(!has_other_route(&known, &known));
-        assert!(has_other_route(&known, &with(Some("c"), Some("b"))));
-        assert!(has_other_route(&known, &with(Some("a"), Some("c"))));
-        assert!(!has_other_route(&with(Some("a"), None), &known), "it became known");
-        assert!(!has_other_route(&known, &with(None, None)), "it is not known any more");
-        assert!(!has_other_route(&[], &known), "a flow began");
+        let mut routes = PeerRoutes::default();
+        assert_eq!(routes.reported(with(Some("a"), None)), ReportChange::Records, "a flow began");
+        assert_eq!(routes.reported(with(Some("a"), Some("b"))), ReportChange::Records, "it became known");
+        assert_eq!(routes.reported(with(Some("a"), Some("b"))), ReportChange::None);
+        assert_eq!(routes.reported(with(Some("c"), Some("b"))), ReportChange::Route);
+        assert_eq!(routes.reported(with(None, Some("b"))), ReportChange::Records, "it is not known");
+        assert_eq!(
+            routes.reported(with(Some("c"), Some("b"))),
+            ReportChange::Records,
+            "it is the same again"
+        );
+        assert_eq!(routes.failed(), ReportChange::Records);
+        assert!(routes.latest().is_empty());
+        assert_eq!(
+            routes.reported(with(Some("c"), Some("d"))),
+            ReportChange::Route,
+            "after a failed request"
+        );
+        assert_eq!(routes.reported(Vec::new()), ReportChange::Records, "the flow has ended");
+        assert_eq!(routes.reported(with(Some("e"), Some("f"))), ReportChange::Records);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::status::Status;
 use crate::fleet::PathStatus;
 use crate::probe::FlowRoutes;
-use crate::route_record::{ROUTES_MAX, RecordedRoute, RouteRecord, asymmetric_hops};
+use crate::route_record::{ROUTES_BYTES_MAX, ROUTES_MAX, RecordedRoute, RouteRecord, asymmetric_hops};
 
 /// The response of `/api/v1/routes`.
 #[derive(Debug, Serialize)]
@@ -24,9 +24,15 @@ impl Routes {
     }
 }
 
-/// The routes of this agent's flows to a peer, which the peer requests.
+/// The routes of this agent's flows to a peer, which the peer requests; within the limits of a report.
 pub(super) fn to_peer(status: &Status, peer: &str) -> Vec<RouteRecord> {
-    own(status, &|path| *path.key.peer == *peer).take(ROUTES_MAX).collect()
+    let mut bytes = 0;
+    let mut fits = |record: &RouteRecord| {
+        bytes += serde_json::to_vec(record).map_or(ROUTES_BYTES_MAX, |json| json.len());
+        bytes <= ROUTES_BYTES_MAX
+    };
+    let selected = |path: &PathStatus| *path.key.peer == *peer;
+    own(status, &selected).take(ROUTES_MAX).take_while(|record| fits(record)).collect()
 }
 
 /// The routes of this agent's flows on the paths that are `selected`.

@@ -231,7 +231,7 @@ impl AppState {
             routes: Option<Vec<RouteRecord>>,
         }
         let status = self.status.load();
-        let routes_to = query.and_then(|query| query.strip_prefix("routes_to="));
+        let routes_to = traces::pairs(query).find(|(key, _)| *key == "routes_to").map(|(_, peer)| peer);
         let identity = Identity {
             name: status.name.clone(),
             labels: status.labels.clone(),

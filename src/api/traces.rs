@@ -111,7 +111,7 @@ pub(super) fn requested_target(query: Option<&str>) -> Option<&str> {
 }
 
 /// The keys and values of a query. A part without `=` has an empty value.
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let parts = query.into_iter().flat_map(|query| query.split('&')).filter(|part| !part.is_empty());
     parts.map(|part| part.split_once('=').unwrap_or((part, "")))
 }

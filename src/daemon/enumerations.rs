@@ -15,7 +15,7 @@ use crate::fleet::Fleet;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
 use crate::settings::Settings;
-use crate::trace::{enumerate_path, enumerated_json};
+use crate::trace::{can_be_enumerated, enumerate_path, enumerated_json};
 
 /// The requested enumerations. One runs at a time, because all share the rates at which routers answer; the
 /// others wait.
@@ -65,8 +65,9 @@ impl Enumerations {
         fleet: &Fleet,
         settings: &Settings,
         loops: &Loops,
+        events: &EventLog,
     ) -> Result<usize, String> {
-        let paths = fleet.paths_to(target).filter(|(_, plan)| crate::trace::can_be_enumerated(*plan));
+        let paths = fleet.paths_to(target).filter(|(_, plan)| can_be_enumerated(*plan));
         let mut count = 0;
         for (path, _) in paths {
             let is_known = self.waiting.contains(path)
@@ -82,15 +83,19 @@ impl Enumerations {
                 self.waiting.push_back(path.clone());
             }
         }
-        self.start_next(fleet, settings, loops);
+        self.start_next(fleet, settings, loops, events);
         Ok(count)
     }
 
-    /// Starts the next one unless one is running. Paths that have ended meanwhile are left out.
-    fn start_next(&mut self, fleet: &Fleet, settings: &Settings, loops: &Loops) {
+    /// Starts the next one unless one is running.
+    fn start_next(&mut self, fleet: &Fleet, settings: &Settings, loops: &Loops, events: &EventLog) {
         while self.running.is_none() {
             let Some(path) = self.waiting.pop_front() else { return };
-            let Some(plan) = fleet.plan(&path) else { continue };
+            let plan = fleet.plan(&path).filter(|plan| can_be_enumerated(*plan));
+            let Some(plan) = plan else {
+                report(&path, Err("the path has ended before its turn".to_owned()), events);
+                continue;
+            };
             let id = PathId(FIRST_ID + self.started);
             self.started += 1;
             let start = StartContext {
@@ -103,9 +108,7 @@ impl Enumerations {
                 followed: Arc::default(),
             };
             let (sender, reports) = unbounded_channel();
-            if !enumerate_path(plan, &start, sender) {
-                continue;
-            }
+            enumerate_path(plan, &start, sender);
             info!(probe = %path.probe, peer = %path.peer, family = path.family, "enumerating equal-cost paths");
             self.running = Some(Running { id, path, reports, failure: None });
         }
@@ -152,7 +155,7 @@ impl Enumerations {
             loops.prober.remove(id);
             report(&path, result, events);
         }
-        self.start_next(fleet, settings, loops);
+        self.start_next(fleet, settings, loops, events);
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::time::nanos;
@@ -21,7 +20,7 @@ use crate::identity_poller::{Endpoint, IdentityError, IdentityPoller, PeerReport
 use crate::metrics::Exporter;
 use crate::resolver::{Resolution, Resolver};
 use crate::roster::{KnownAgent, Roster, RosterInputs};
-use crate::route_record::{RouteRecord, has_other_route};
+use crate::route_record::{PeerRoutes, ReportChange};
 use crate::settings::Settings;
 
 /// Maintains the roster, and the addresses and identities of its members, from the results of the pollers.
@@ -38,7 +37,7 @@ pub(super) struct Membership {
     /// The time of the last identity of each peer, in nanoseconds since 1970.
     pub(super) identified: BTreeMap<String, u64>,
     /// The routes that peers reported with their last identity, of their flows to this agent.
-    pub(super) reported_routes: BTreeMap<String, Arc<[RouteRecord]>>,
+    pub(super) reported_routes: BTreeMap<String, PeerRoutes>,
     /// The reason for each peer whose identity is not available because one side does not trust the other.
     refusals: BTreeMap<String, String>,
     /// The last goodbye of each peer.
@@ -188,35 +187,25 @@ impl Membership {
     ) {
         match result {
             Ok(PeerReport { identity, routes }) => {
-                self.on_reported_routes(&name, routes, measuring, pending);
+                let change = self.reported_routes.entry(name.clone()).or_default().reported(routes);
+                if change == ReportChange::Route {
+                    // What changed the peer's route may have changed that of this agent as well.
+                    measuring.peer_routes_changed(&name);
+                }
+                if change != ReportChange::None {
+                    pending.add(|pending| pending.publish = true);
+                }
                 self.on_identity(name, identity, own_name, &measuring.fleet, pending);
             }
             Err(error) => {
-                // They may have changed meanwhile.
-                self.on_reported_routes(&name, Vec::new(), measuring, pending);
+                if let Some(routes) = self.reported_routes.get_mut(&name)
+                    && routes.failed() != ReportChange::None
+                {
+                    pending.add(|pending| pending.publish = true);
+                }
                 self.on_identity_error(name, &error);
             }
         }
-    }
-
-    /// Keeps the routes that a peer reports, and traces those to it if one has changed: what changed its
-    /// route may have changed that of this agent as well.
-    fn on_reported_routes(
-        &mut self,
-        name: &str,
-        routes: Vec<RouteRecord>,
-        measuring: &Measuring,
-        pending: &mut PendingWork,
-    ) {
-        let before = self.reported_routes.get(name).map_or(&[][..], |routes| routes);
-        if *before == *routes {
-            return;
-        }
-        if has_other_route(before, &routes) {
-            measuring.peer_routes_changed(name);
-        }
-        self.reported_routes.insert(name.to_owned(), routes.into());
-        pending.add(|pending| pending.publish = true);
     }
 
     fn on_identity(

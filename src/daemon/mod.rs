@@ -59,6 +59,7 @@ use crate::logging;
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, Responders};
 use crate::probe::Loops;
+use crate::route_record::PeerRoutes;
 use crate::settings::{Settings, SettingsError};
 use crate::stream::{self, responder::StreamAccess};
 use crate::systemd::Notifier;
@@ -380,8 +381,8 @@ impl Daemon {
         let count = match wanted {
             WantedTrace::Burst => Ok(self.measuring.request_traces(&target)),
             WantedTrace::Enumeration => {
-                let Measuring { fleet, loops } = &self.measuring;
-                self.enumerations.request(&target, fleet, &self.settings, loops)
+                let (Measuring { fleet, loops }, events) = (&self.measuring, &self.observability.events);
+                self.enumerations.request(&target, fleet, &self.settings, loops, events)
             }
         };
         // The requester may not wait for the outcome.
@@ -475,7 +476,7 @@ impl Daemon {
             policy: self.policy(),
             has_key: self.settings.keys.mesh.is_some(),
             paths: self.measuring.fleet.status(&refusals),
-            reported_routes: self.membership.reported_routes.values().cloned().collect(),
+            reported_routes: self.membership.reported_routes.values().map(PeerRoutes::latest).collect(),
             providers: self.membership.providers(config),
             state_dir: self.stored_state.status(),
             is_stopping,

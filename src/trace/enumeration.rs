@@ -36,18 +36,16 @@ pub fn can_be_enumerated(plan: &dyn Plan) -> bool {
     plan.as_any().downcast_ref::<TracePlan>().is_some_and(TracePlan::is_over_udp)
 }
 
-/// Starts an enumeration as [`enumerate`] does, to the destination of a running path. Returns false if its
-/// paths cannot be enumerated.
-#[must_use]
+/// Starts an enumeration as [`enumerate`] does, to the destination of a running path. No effect if its paths
+/// [cannot be enumerated](can_be_enumerated).
 pub fn enumerate_path(
     plan: &dyn Plan,
     start: &StartContext<'_>,
     reports: UnboundedSender<EnumerationReport>,
-) -> bool {
-    let plan = plan.as_any().downcast_ref::<TracePlan>().filter(|plan| plan.is_over_udp());
-    let Some(plan) = plan else { return false };
-    run(plan, start, reports);
-    true
+) {
+    if let Some(plan) = plan.as_any().downcast_ref::<TracePlan>().filter(|plan| plan.is_over_udp()) {
+        run(plan, start, reports);
+    }
 }
 
 fn run(plan: &TracePlan, start: &StartContext<'_>, reports: UnboundedSender<EnumerationReport>) {

@@ -153,8 +153,12 @@ const MEASURING: &[Row] = &[
         "the oldest is dropped",
     ),
     (
-        "flows whose routes an agent reports to a peer; response of a peer to `/api/v1/agent`",
-        &["src/route_record.rs:ROUTES_MAX", "src/identity_poller.rs:REPORT_BYTES_MAX"],
+        "flows whose routes an agent reports to a peer, and their bytes; response of a peer to `/api/v1/agent`",
+        &[
+            "src/route_record.rs:ROUTES_MAX",
+            "src/route_record.rs:ROUTES_BYTES_MAX",
+            "src/identity_poller.rs:REPORT_BYTES_MAX",
+        ],
         "further flows are left out; a longer response is a failed request",
     ),
     (

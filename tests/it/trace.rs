@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use nix::sys::signal::Signal;
+use pathmeter::route_record::{RecordedRoute, RouteRecord};
 use serde_json::{Value, json};
 
 use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, eventually, pathmeter};
@@ -258,15 +259,25 @@ fn command_traces_any_tcp_port_whether_it_is_open_or_not() {
 fn report_route(host: &Host, route: &str) -> u16 {
     let listener = TcpListener::bind(host.at(0)).unwrap();
     let port = listener.local_addr().unwrap().port();
+    let record = RouteRecord {
+        id: String::new(),
+        from: "b".into(),
+        to: "a".into(),
+        probe: "routes".into(),
+        family: "ipv4".into(),
+        protocol: "udp".into(),
+        flow: 0,
+        source_port: Some(4_000),
+        destination: "127.0.0.1:9862".parse().unwrap(),
+        forward: Some(RecordedRoute { id: route.into(), routers: Some(1), hops: Vec::new() }),
+        reverse: None,
+        asymmetric_hops: None,
+    };
     let body = json!({
         "name": "b", "labels": {}, "version": "0", "boot_id": "00000000000000b0", "capabilities": [],
         "ports": {"http": port, "stamp": 1, "agent": 1},
         "you": {"address": "127.0.0.1", "stamp": {"answers": true}},
-        "routes": [{
-            "id": "0000000000f1", "from": "b", "to": "a", "probe": "routes", "family": "ipv4", "protocol": "udp",
-            "flow": 0, "source_port": 4000, "destination": "127.0.0.1:9862", "reverse": null,
-            "forward": {"id": route, "routers": 1, "hops": ["192.0.2.1"]}, "asymmetric_hops": null,
-        }],
+        "routes": [record.with_id(), "of another version"],
     });
     let body = body.to_string();
     thread::spawn(move || {

@@ -18,7 +18,8 @@ pub struct ReachabilityChange {
     pub route: Option<Route>,
     /// TTL and address of the last hop that answered in the latest trace; `None` if none did.
     pub last_hop: Option<(u8, IpAddr)>,
-    /// The rejection of the latest trace; `None` if no probe was rejected.
+    /// The rejection of the latest trace, also if the destination answers again; `None` if no probe was
+    /// rejected.
     pub rejection: Option<Rejection>,
     /// What led to the latest trace.
     pub trigger: Trigger,
@@ -108,12 +109,9 @@ impl Reachability {
         self.last_hop
     }
 
-    /// The rejection of the latest trace, unless the destination has answered since.
+    /// The rejection of the latest trace.
     pub(super) fn rejection(&self) -> Option<Rejection> {
-        match self.state {
-            State::Missed(_) => self.rejection,
-            State::Unknown | State::Answers => None,
-        }
+        self.rejection
     }
 
     /// The peer announced at `at` that it leaves: that it does not answer is not reported until it has

@@ -11,8 +11,8 @@ use crate::time::Timestamp;
 /// An ICMP error that says that a probe was rejected. The packets of the flow get no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rejection {
-    /// TTL of the hop at which the rejecting host is; `None` if only probes were rejected whose TTL is not
-    /// limited.
+    /// TTL of the hop at which the rejecting host is; `None` if it is not known: only probes were rejected
+    /// whose TTL is not limited and the host has answered at no hop, or TTLs are rewritten.
     pub ttl: Option<u8>,
     /// Address of the router or host that sent the error.
     pub address: IpAddr,
@@ -107,34 +107,44 @@ impl RejectionReason {
 /// A trace that does not reach the destination shows it, too: routers give few reasons, which mostly go to
 /// the more frequent echoes, and those that look for the next host in vain give them after the trace.
 #[derive(Debug, Default)]
-pub(super) struct LatestRejection(Option<(Rejection, Timestamp)>);
+pub(super) struct LatestRejection {
+    /// The rejection, and when it arrived.
+    latest: Option<(Rejection, Timestamp)>,
+    /// When the latest probe was sent that the destination has answered; `None` if it has answered none.
+    /// Rejections of earlier probes, which may come seconds later, say nothing about the time since.
+    answered: Option<Timestamp>,
+}
 
 /// How long a rejection is shown if no other follows. Chosen: 5 min, in which a router that gives one reason
 /// per second, and is asked by ten echoes per second, gives one to one of 60 trace probes almost certainly.
 const SHOWN_FOR: Duration = Duration::from_secs(300);
 
 impl LatestRejection {
-    /// A probe was rejected.
+    /// A probe was rejected; the error arrived at `at`.
     pub(super) fn add(&mut self, rejection: Rejection, at: Timestamp) {
+        if self.answered.is_some_and(|answered| at - rejection.rtt <= answered) {
+            return;
+        }
         let nearest = self.nearest_of(rejection);
-        self.0 = Some((nearest, at));
+        self.latest = Some((nearest, at));
     }
 
-    /// The destination has answered.
-    pub(super) fn clear(&mut self) {
-        self.0 = None;
+    /// The destination has answered a probe that was sent at `sent`.
+    pub(super) fn answered(&mut self, sent: Timestamp) {
+        self.answered = self.answered.max(Some(sent));
+        self.latest = None;
     }
 
     /// The rejection that a trace shows which did not reach the destination, and of which `found` is the
     /// nearest one.
     pub(super) fn of_trace(&self, found: Option<Rejection>, now: Timestamp) -> Option<Rejection> {
-        let latest = self.0.filter(|(_, at)| now.since(*at) < SHOWN_FOR).map(|(latest, _)| latest);
+        let latest = self.latest.filter(|(_, at)| now.since(*at) < SHOWN_FOR).map(|(latest, _)| latest);
         found.map(|found| self.nearest_of(found)).or(latest)
     }
 
     /// The same rejection, with the smallest TTL of those by this router.
     fn nearest_of(&self, rejection: Rejection) -> Rejection {
-        let known = self.0.filter(|(known, _)| known.address == rejection.address);
+        let known = self.latest.filter(|(known, _)| known.address == rejection.address);
         let known = known.and_then(|(known, _)| known.ttl);
         let ttl = known.into_iter().chain(rejection.ttl).min();
         Rejection { ttl, ..rejection }
@@ -182,6 +192,7 @@ mod tests {
             assert_eq!(reason(v4, kind, 0), None);
         }
     }
+
     fn rejection(last: u8, ttl: Option<u8>) -> Rejection {
         let (address, reason) = ([10, 0, 0, last].into(), RejectionReason::HostUnreachable);
         Rejection { ttl, address, reason, rtt: Duration::from_millis(1) }
@@ -195,8 +206,12 @@ mod tests {
         latest.add(rejection(3, Some(5)), at(0));
         assert_eq!(latest.of_trace(None, at(299)), Some(rejection(3, Some(5))));
         assert_eq!(latest.of_trace(None, at(300)), None);
-        latest.clear();
-        assert_eq!(latest.of_trace(None, at(1)), None);
+        latest.answered(at(10));
+        assert_eq!(latest.of_trace(None, at(11)), None);
+        latest.add(Rejection { rtt: Duration::from_secs(3), ..rejection(3, Some(5)) }, at(13));
+        assert_eq!(latest.of_trace(None, at(13)), None, "of a probe that was sent before");
+        latest.add(rejection(3, Some(5)), at(13));
+        assert_eq!(latest.of_trace(None, at(13)), Some(rejection(3, Some(5))));
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn router_that_begins_to_reject_is_shown_until_it_forwards_again_and_is_no_chang
         let last = traces(&after).into_iter().next_back().unwrap();
         assert_eq!((last.rejection, last.rtt.is_some()), (None, true), "SIM_SEED={seed}");
         let [up] = reachability(&after)[..] else { panic!("once, SIM_SEED={seed}") };
-        assert_eq!(up.rejection, None, "SIM_SEED={seed}");
+        assert_eq!(up.rejection, down.rejection, "what has ended, SIM_SEED={seed}");
         for reports in [before, during, after] {
             assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
         }
