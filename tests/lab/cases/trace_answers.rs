@@ -31,7 +31,7 @@ fn start(net: &Net) -> [NodeAgent<'_>; 2] {
 fn first_route(agent: &NodeAgent<'_>, hops: [&str; 2]) -> Value {
     eventually("the first route", || {
         let route = flows(agent).first_mut()?["forward"]["route"].take();
-        (route["hops"] == json!(hops)).then_some(route)
+        (route["hops"] == json!(hops) && route["routers"] == hops.len()).then_some(route)
     })
 }
 

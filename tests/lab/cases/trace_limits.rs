@@ -14,11 +14,12 @@ const DIRECTIONS: [&str; 2] = ["forward", "reverse"];
 /// Flows of each path, as many as a path may have.
 const FLOWS: u8 = 16;
 
-/// No agent probes routers faster than they answer, so no hop looks lossy and no route looks changed.
+/// No agent probes routers faster than they answer, so no hop looks lossy and no route looks changed. All
+/// flows together get their turn at a router within the time that an agent tells others to wait.
 pub(crate) fn limited() {
     const ROUTERS: usize = 3;
     let net = NetPlan::chain(ROUTERS).keep_icmp_limits().build(5);
-    let b = start(&net, "b", ("a", net.v4("a")), FLOWS);
+    let b = start(&net, "b", ("a", net.v4("a")), 4);
     let a = start(&net, "a", ("b", net.v4("b")), FLOWS);
     // Each router answers five of the flows at once and the others one after the other.
     a.page_within(CONFIRMED_WITHIN, "all flows are traced", |_| {
