@@ -183,14 +183,14 @@ fn lab_trials() -> Vec<Trial> {
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
-        trial("trace_late_answers", trace_answers::late),
+        repeatable("trace_late_answers", trace_answers::late),
         trial("trace_forged_answers", trace_answers::forged),
         trial("trace_balanced", trace_changes::balanced),
         trial("trace_flapping", trace_changes::flapping),
         trial("trace_length", trace_changes::length),
         trial("trace_clamped", trace::clamped),
-        trial("trace_limited", trace_limits::limited),
-        trial("trace_limited_for_ten_minutes", trace_limits::limited_for_ten_minutes)
+        repeatable("trace_limited", trace_limits::limited),
+        repeatable("trace_limited_for_ten_minutes", trace_limits::limited_for_ten_minutes)
             .with_ignored_flag(is_short),
         trial("trace_labels", trace::labels),
         trial("trace_protocols", trace_protocols::chain),
