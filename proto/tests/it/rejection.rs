@@ -121,7 +121,7 @@ fn rejection_that_comes_after_the_trace_is_in_the_next_one() {
     let mut network = RouterNetwork::chain(3, MS);
     let after = 3_000 * MS;
     network.segments[2].routers[0].rejects = Some(Rejects { kind, code, after, is_before_ttl: false });
-    let reports = world(1, network).run(Duration::from_secs(40));
+    let reports = world(1, network).run(Duration::from_secs(20));
     let [first, second] = traces(&reports)[..] else { panic!("{:?}", traces(&reports)) };
     assert_eq!(first.rejection, None);
     let rtt = Duration::from_millis(6) + Duration::from_nanos(after);

@@ -117,6 +117,7 @@ impl TracedFlow {
                 self.destination.answered(Answer::new(from, rtt), at);
             }
             self.rtt = Some(rtt);
+            self.has_answered = true;
             self.latest_rejection.answered(at - rtt);
         }
         self.answer(sequence, Answer::new(from, rtt), is_reached);

@@ -42,6 +42,8 @@ pub(super) struct TracedFlow {
     routers: Option<u8>,
     /// The latest RTT of the destination.
     rtt: Option<Duration>,
+    /// Whether the destination has ever answered.
+    has_answered: bool,
     /// Index: TTL − 1.
     hops: Vec<HopHistory>,
     destination: HopHistory,
@@ -118,6 +120,7 @@ impl TracedFlow {
             seed,
             routers: None,
             rtt: None,
+            has_answered: false,
             hops: Vec::new(),
             destination: HopHistory::default(),
             route: RouteTracker::new(),
@@ -219,7 +222,7 @@ impl TracedFlow {
         if self.reachability.take_trace(now) {
             self.trigger(Trigger::Unreached);
         }
-        if !self.has_rounds() && self.traced_at.is_some_and(|at| at + self.interval <= now) {
+        if !self.has_rounds() && self.traced_at.is_some_and(|at| at + self.repeated_after() <= now) {
             self.trigger(Trigger::Interval);
         }
         if let Some(trigger) = self.pending {
@@ -350,12 +353,23 @@ impl TracedFlow {
         self.routers.is_some_and(|routers| routers > 0)
     }
 
+    /// Time from a trace to its repetition, where there are no rounds. Until the destination has answered it
+    /// doubles from [`TRACE_GAP_MIN`] up to the interval: a single lost probe must not cost a long interval.
+    fn repeated_after(&self) -> Duration {
+        if self.has_answered {
+            return self.interval;
+        }
+        let doublings = u32::try_from(self.bursts.saturating_sub(1)).unwrap_or(u32::MAX);
+        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        TRACE_GAP_MIN.saturating_mul(factor).min(self.interval)
+    }
+
     /// The next probe of the rounds in which every hop is probed once per interval.
     fn roll(&mut self, now: Timestamp) -> Result<(u8, bool), Timestamp> {
         let Some(routers) = self.routers.filter(|_| self.has_rounds()) else {
             return Err(match self.pending {
                 Some(_) => Timestamp::NEVER,
-                None => self.traced_at.map_or(Timestamp::NEVER, |at| at + self.interval),
+                None => self.traced_at.map_or(Timestamp::NEVER, |at| at + self.repeated_after()),
             });
         };
         if self.rounds.is_sent() {

@@ -135,14 +135,19 @@ fn trace_without_a_destination_ends_at_the_last_hop_that_answers_and_is_repeated
     (4..=30).for_each(|ttl| test.silent.push(ttl));
     test.run(0, 29_999);
     test.run(30_000, 32_000);
-    let [first, second] = &test.traces[..] else { panic!("{:?}", test.traces) };
-    for trace in [first, second] {
+    for trace in &test.traces {
         assert_eq!((trace.hops.len(), trace.routers, trace.rtt), (3, None, None));
         let states = trace.hops.iter().map(|hop| hop.state);
         assert!(states.eq([HopState::Unanswered, HopState::Answered, HopState::Answered]));
         assert!(trace.is_burst);
     }
-    assert_eq!((second.trigger, milliseconds(second.began)), (Trigger::Interval, 30_000));
+    let began = |test: &TestFlow| {
+        test.traces.iter().map(|trace| (trace.trigger, milliseconds(trace.began))).collect::<Vec<_>>()
+    };
+    let unanswered = [(Trigger::Start, 0), (Trigger::Interval, 10_000), (Trigger::Interval, 30_000)];
+    assert_eq!(began(&test), unanswered, "earlier than the interval of 30 s, until it has answered");
+    test.run(32_000, 99_999);
+    assert_eq!(began(&test)[3..], [(Trigger::Interval, 60_000), (Trigger::Interval, 90_000)]);
 }
 
 #[test]
