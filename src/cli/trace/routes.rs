@@ -1,10 +1,12 @@
 //! The routes of all flows, which are printed while they become known.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 use pathmeter_proto::machine::NotSent;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
@@ -187,10 +189,11 @@ impl<'a> Routes<'a> {
     /// Returns an error if this host itself has rejected the probes, because it does not find the next one.
     fn fail_if_rejected_here(&self, key: (Direction, u8)) -> anyhow::Result<()> {
         match self.rejection(key) {
-            Some(Rejection { address, reason, .. }) if address != self.to.ip() && is_own(address) => {
-                let reason = reason.as_str().replace('_', " ");
+            Some(Rejection { address, reason: RejectionReason::HostUnreachable, .. })
+                if address != self.to.ip() && is_own(address) =>
+            {
                 let to = self.to.ip();
-                Err(anyhow!("sending to {to}: {reason}: the next host does not answer on its link"))
+                Err(anyhow!("sending to {to}: host unreachable: the next host does not answer on its link"))
             }
             Some(_) | None => Ok(()),
         }
@@ -406,9 +409,15 @@ impl<'a> Routes<'a> {
     }
 }
 
-/// Whether this host has the address.
+/// Whether an interface of this host has the address; false if they cannot be listed.
 fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    addresses.filter_map(|own| ip_of(&own)).any(|own| own == address)
+}
+
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 #[cfg(test)]
@@ -582,6 +591,21 @@ mod tests {
             sentence(&["--port", "862"], vec![TraceReport::Traced(Box::new(trace))]),
             "192.0.2.9 does not answer: nothing listens on its UDP port 862"
         );
+    }
+
+    #[test]
+    fn only_an_unreachable_next_host_is_an_error_of_this_host() {
+        let address = [127, 0, 0, 1].into();
+        for (reason, is_error) in
+            [(RejectionReason::HostUnreachable, true), (RejectionReason::Prohibited, false)]
+        {
+            let arguments = arguments(&[]);
+            let mut routes = routes(&arguments);
+            let rejection = Some(Rejection { ttl: None, address, reason, rtt: MS });
+            let trace = Trace { rejection, ..trace(&[], None, None) };
+            add(&mut routes, TraceReport::Traced(Box::new(trace)));
+            assert_eq!(routes.fail_if_rejected_here(FORWARD).is_err(), is_error, "{reason:?}");
+        }
     }
 
     #[test]

@@ -312,6 +312,12 @@ pub(crate) fn absent_host() {
         let fields = ["ttl", "address", "reason"].map(|field| rejected[field].clone());
         assert_eq!(fields, [json!(2), json!("10.77.1.2"), json!("host_unreachable")], "{options:?}: {found}");
     }
+    // A host that may send from any address does not have all addresses.
+    net.node("a").set_sysctl("ipv4/ip_nonlocal_bind", "1");
+    let mut command = net.node("a").command(PROGRAM);
+    let output = command.args(["probe", "trace", "10.77.2.9", "-n", "-w", "10s"]).args(REFLECTOR).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(text.ends_with("\n10.77.2.9 does not answer: 10.77.1.2 rejects the probes\n"), "{text}");
 }
 
 /// Each hop is printed while the next ones are still probed.
