@@ -249,9 +249,22 @@ fn command_traces_any_tcp_port_whether_it_is_open_or_not() {
         assert_eq!((&found["reached"], &found["routers"]), (&true.into(), &0.into()), "{output}");
         assert_eq!(found["flows"][0]["reverse"], Value::Null, "{output}");
     }
-    let output = probe_trace(&[&host.to_string(), "--protocol", "tcp", "--flows", "2"]);
-    assert_eq!(output.code, Some(2), "{output}");
-    assert!(output.stderr.contains("--flows is not valid with --protocol tcp"), "{output}");
+}
+
+#[test]
+fn option_that_would_have_no_effect_is_refused() {
+    for (arguments, problem) in [
+        (&["--protocol", "tcp", "--flows", "2"][..], "--flows is not valid with --protocol tcp"),
+        (&["--protocol", "tcp", "--wait", "4s"], "--wait is not valid with --protocol tcp"),
+        (&["--protocol", "icmp", "--port", "862"], "--port is not valid with --protocol icmp"),
+        (&["--enumerate", "--wait", "4s"], "cannot be used with '--wait <DURATION>'"),
+        (&["--enumerate", "--flows", "2"], "cannot be used with '--flows <N>'"),
+        (&["--enumerate", "--protocol", "icmp"], "--enumerate needs --protocol udp"),
+    ] {
+        let output = probe_trace(&[&["192.0.2.9"], arguments].concat());
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.contains(problem), "{problem}: {output}");
+    }
 }
 
 /// Answers every request to a port of `host` with the identity of an agent `b` whose flow to `a` takes the

@@ -44,9 +44,9 @@ pub(super) struct TraceArguments {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     flows: u16,
     /// Find all equal-cost paths, with up to 96 flows over UDP: takes minutes if routers limit their answers
-    #[arg(long, conflicts_with = "flows")]
+    #[arg(long, conflicts_with_all = ["flows", "wait"])]
     enumerate: bool,
-    /// If TARGET does not answer: time to wait for a router that rejects the probes late, up to 60s
+    /// If TARGET does not answer: time to wait for a late rejection by a router, up to 60s; not with tcp
     #[arg(long, short = 'w', default_value = "0s", value_name = "DURATION", value_parser = wait)]
     wait: Duration,
     /// Show addresses only, without a look-up of the names of routers
@@ -85,6 +85,10 @@ pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
             return Err(Failure::Usage(problem.to_owned()));
         }
         (_, flows) => options.push(("flows", Argument::Number(*flows))),
+    }
+    if protocol == "tcp" && !arguments.wait.is_zero() {
+        let problem = "--wait is not valid with --protocol tcp, whose connection attempts have ended by then";
+        return Err(Failure::Usage(problem.to_owned()));
     }
     if arguments.to.port.is_some() && protocol == "icmp" {
         return Err(Failure::Usage(
