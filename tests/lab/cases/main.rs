@@ -21,6 +21,7 @@ mod trace_changes;
 mod trace_limits;
 mod trace_networks;
 mod trace_protocols;
+mod trace_rejections;
 mod trace_tcp;
 mod watched;
 mod websocket;
@@ -210,12 +211,12 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_unprivileged", trace_networks::unprivileged),
         trial("trace_address_translation", trace_networks::address_translation),
         trial("trace_routing_loop", trace_networks::routing_loop),
-        trial("trace_refusing_router", trace_networks::refusing_router),
-        trial("trace_refusing_router_ipv6", trace_networks::refusing_router_ipv6),
-        trial("trace_refusing_router_of_a_peer", trace_networks::refusing_router_of_a_peer),
-        trial("trace_absent_host", trace_networks::absent_host),
+        trial("trace_refusing_router", trace_rejections::refusing_router),
+        trial("trace_refusing_router_ipv6", trace_rejections::refusing_router_ipv6),
+        trial("trace_refusing_router_of_a_peer", trace_rejections::refusing_router_of_a_peer),
+        trial("trace_absent_host", trace_rejections::absent_host),
         trial("trace_hops_appear_one_by_one", trace_networks::hops_appear_one_by_one),
-        trial("trace_failures_of_this_host", trace_networks::failures_of_this_host),
+        trial("trace_failures_of_this_host", trace_rejections::failures_of_this_host),
         trial("trace_mtu_step", trace_networks::mtu_step),
         trial("trace_local_route", trace_networks::local_route),
         repeatable("trace_equal_cost_paths", trace_networks::equal_cost_paths),
