@@ -345,7 +345,12 @@ impl AppState {
         wanted: WantedTrace,
     ) -> Response<Body> {
         if !peer.ip().is_loopback() && *proof != SignatureStatus::Valid {
-            let reason = "traces are allowed only from loopback, or signed with the mesh key\n";
+            let reason = match wanted {
+                WantedTrace::Burst => "traces are allowed only from loopback, or signed with the mesh key\n",
+                WantedTrace::Enumeration => {
+                    "enumerations are allowed only from loopback, or signed with the mesh key\n"
+                }
+            };
             return text(StatusCode::FORBIDDEN, reason);
         }
         let Some(target) = traces::requested_target(query) else {

@@ -25,7 +25,10 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     /// It cannot be created or written.
-    #[error("{path}: {source}; create it for the user of the agent, or change state_dir", path = path.display())]
+    #[error(
+        "{path}: {source}; the user of the agent must be able to create and write it, or change state_dir",
+        path = path.display()
+    )]
     Unusable {
         /// The folder, or the file in it.
         path: PathBuf,
@@ -65,8 +68,10 @@ impl StateDir {
         name: &str,
         bytes_max: u64,
     ) -> Result<(EntryFile, FoundEntries<T>), StateDirError> {
-        EntryFile::open(&self.path, name, bytes_max)
-            .map_err(|source| StateDirError::Unusable { path: self.path.clone(), source })
+        EntryFile::open(&self.path, name, bytes_max).map_err(|source| StateDirError::Unusable {
+            path: self.path.join(format!("{name}.jsonl")),
+            source,
+        })
     }
 
     /// The path of the folder.

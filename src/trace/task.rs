@@ -160,6 +160,13 @@ impl Recorder<Tracer> for TraceRecorder {
         while let Some(finding) = self.followed.take() {
             tracer.observe(finding, now);
         }
+        let followed = &self.followed;
+        let answered = tracer.missed().filter_map(|(flow, since)| {
+            let echoes = followed.echoes(flow, since, Timestamp::NEVER);
+            (echoes.decided > echoes.lost).then_some(flow)
+        });
+        let answered: Vec<u8> = answered.collect();
+        answered.into_iter().for_each(|flow| tracer.echo_answered(flow, now));
     }
 
     fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {

@@ -31,8 +31,9 @@ pub struct ReachabilityChange {
 
 /// Decides from the probes of one flow that are not limited in TTL whether the destination answers.
 ///
-/// It does not answer if it has answered before and [`TRACES`] traces in a row did not reach it, and if
-/// [`MISSES`] probes in a row were not answered. After the first of these traces it is asked each
+/// It does not answer if it has answered before and [`TRACES`] traces in a row did not reach it, if
+/// [`MISSES`] probes in a row were not answered, and if no echo of the same flow was answered meanwhile: hosts
+/// that limit their answers leave many probes unanswered. After the first of these traces it is asked each
 /// [`CHECK_SPACING`], and traced again after [`TRACE_GAP_MIN`]. A single answer is enough to end that, and to
 /// show that it answers again.
 #[derive(Debug)]
@@ -137,6 +138,23 @@ impl Reachability {
         }
     }
 
+    /// When the first probe was sent that was not answered; `None` if the latest trace reached the destination,
+    /// or it has not answered yet.
+    pub(super) fn missed_since(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Missed(missed) => Some(missed.since),
+            State::Unknown | State::Answers => None,
+        }
+    }
+
+    /// The destination has answered an echo since [`missed_since`](Self::missed_since). Returns as
+    /// [`answered`](Self::answered).
+    pub(super) fn echo_answered(&mut self) -> Option<Timestamp> {
+        let State::Missed(missed) = self.state else { return None };
+        self.state = State::Answers;
+        missed.is_reported.then_some(missed.since)
+    }
+
     /// The destination did not answer a probe in time. Returns since when it has not, if that is to be
     /// reported.
     pub(super) fn unanswered(&mut self, sequence: u64) -> Option<Timestamp> {
@@ -158,7 +176,10 @@ impl Reachability {
         now: Timestamp,
     ) -> Option<Timestamp> {
         let answered = trace.hops.iter().rev().filter_map(|hop| Some((hop.ttl, hop.answers.first()?.router)));
-        self.last_hop = answered.clone().next();
+        // A router that could not be asked is not known to be silent.
+        if trace.hops.iter().all(|hop| hop.sent > 0) || answered.clone().next().is_some() {
+            self.last_hop = answered.clone().next();
+        }
         self.rejection = trace.rejection;
         let is_missed = trace.rtt.is_none();
         match (&mut self.state, sent.filter(|_| is_missed)) {

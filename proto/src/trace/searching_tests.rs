@@ -525,6 +525,36 @@ fn destination_that_is_down_ends_the_trace_and_is_reported_but_is_no_change_of_t
 }
 
 #[test]
+fn destination_that_answers_echoes_is_not_reported_as_unreachable() {
+    for protocol in PROTOCOLS {
+        let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 4) {
+            Fate::Destination if time >= at(100_000) => Fate::Unanswered,
+            fate @ (Fate::Router(_)
+            | Fate::Destination
+            | Fate::Rejected
+            | Fate::RejectedBy(_)
+            | Fate::Unanswered) => fate,
+        });
+        for second in 100..400 {
+            world.run_until(at(second * 1_000));
+            let missed: Vec<(u8, Timestamp)> = world.tracer.missed().collect();
+            // One echo in five seconds is answered.
+            if second % 5 == 0 && !missed.is_empty() {
+                world.tracer.echo_answered(0, world.time);
+                assert_eq!(world.tracer.missed().count(), 0);
+            }
+        }
+        assert_eq!(world.absences(), [], "{protocol:?}");
+        world.run_until(at(500_000));
+        assert_eq!(world.absences(), [None], "{protocol:?}: without echoes");
+        world.tracer.echo_answered(0, world.time);
+        world.run_until(at(501_000));
+        assert!(matches!(world.absences()[..], [None, Some(_)]), "{protocol:?}");
+        world.check_counts();
+    }
+}
+
+#[test]
 fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
     for protocol in PROTOCOLS {
         let mut world = World::new(protocol, 5, |ttl, _, _| route(ttl, 4));

@@ -127,6 +127,19 @@ impl Tracer {
             .for_each(|traced| traced.trigger(trigger));
     }
 
+    /// The flows whose latest trace did not reach the destination, which has answered before, and since when
+    /// it has not answered.
+    pub fn missed(&self) -> impl Iterator<Item = (u8, Timestamp)> + '_ {
+        self.forward.iter().filter_map(|traced| Some((traced.index, traced.reachability.missed_since()?)))
+    }
+
+    /// An echo of a flow that was sent since the flow [was missed](Self::missed) was answered at `at`.
+    pub fn echo_answered(&mut self, flow: u8, at: Timestamp) {
+        if let Some(traced) = self.traced(Direction::Forward, flow) {
+            traced.echo_answered(at);
+        }
+    }
+
     /// Takes what the echoes of the same flows show.
     pub fn observe(&mut self, finding: Finding, at: Timestamp) {
         match finding {

@@ -42,11 +42,19 @@ impl TracedFlow {
         if !self.reachability.is_check(sequence) {
             self.unanswered(ttl);
         }
-        if self.is_to_destination(ttl)
+        // One of each trace, and the checks: others are sent together and lost together.
+        if ttl == DESTINATION
             && self.shows_reachability()
             && let Some(since) = self.reachability.unanswered(sequence)
         {
             self.report_reachability(since, None);
+        }
+    }
+
+    /// An echo of this flow that was sent after the first missed probe was answered at `at`.
+    pub(in crate::trace) fn echo_answered(&mut self, at: Timestamp) {
+        if let Some(since) = self.reachability.echo_answered() {
+            self.report_reachability(since, Some(at));
         }
     }
 
