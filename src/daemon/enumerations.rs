@@ -1,13 +1,16 @@
 //! Enumerations of the equal-cost paths to peers and targets, on request.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::trace::{Enumerated, EnumerationReport};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Sleep, sleep};
 use tracing::{info, warn};
 
 use crate::event_log::{EventLog, EventType};
@@ -35,6 +38,8 @@ struct Running {
     reports: UnboundedReceiver<EnumerationReport>,
     /// Why it could not be started; `None`: it could, or has not begun.
     failure: Option<String>,
+    /// Ends after [`DURATION_MAX`].
+    timeout: Pin<Box<Sleep>>,
 }
 
 /// Identifiers of configured paths are smaller, those of traces to clients larger.
@@ -43,6 +48,10 @@ const FIRST_ID: u64 = 1 << 62;
 /// Paths that wait to be enumerated; further ones are not added. Chosen: an enumeration takes minutes, so the
 /// last of them waits for hours.
 pub(super) const WAITING_MAX: usize = 64;
+
+/// Longest time of an enumeration; then it has failed, and the next one begins. Chosen: routers answer its at
+/// most 3,000 probes in an hour.
+const DURATION_MAX: Duration = Duration::from_secs(3_600);
 
 /// Number of enumerations that are kept as events; the oldest is dropped. Chosen: each is up to tens of
 /// kilobytes.
@@ -110,7 +119,8 @@ impl Enumerations {
             let (sender, reports) = unbounded_channel();
             enumerate_path(plan, &start, sender);
             info!(probe = %path.probe, peer = %path.peer, family = path.family, "enumerating equal-cost paths");
-            self.running = Some(Running { id, path, reports, failure: None });
+            let timeout = Box::pin(sleep(DURATION_MAX));
+            self.running = Some(Running { id, path, reports, failure: None, timeout });
         }
     }
 
@@ -129,16 +139,33 @@ impl Enumerations {
     /// Waits for the end of the running one; `None`: none is running. Nothing is lost if the future is
     /// dropped.
     pub(super) async fn next_ended(&mut self) -> Option<Result<Enumerated, String>> {
-        let Running { reports, failure, .. } = self.running.as_mut()?;
+        let Running { reports, failure, timeout, .. } = self.running.as_mut()?;
         if let Some(reason) = failure.take() {
             return Some(Err(reason));
         }
         loop {
-            match reports.recv().await {
+            let report = tokio::select! {
+                report = reports.recv() => report,
+                () = &mut *timeout => {
+                    let minutes = DURATION_MAX.as_secs() / 60;
+                    return Some(Err(format!("the enumeration was not complete after {minutes} minutes")));
+                }
+            };
+            match report {
                 Some(EnumerationReport::Enumerated(enumerated)) => return Some(Ok(*enumerated)),
                 Some(_) => {}
                 None => return Some(Err("the enumeration was stopped".to_owned())),
             }
+        }
+    }
+
+    /// The paths may have changed: ends the running one if its path has ended. Those that wait are checked
+    /// when it is their turn.
+    pub(super) fn paths_changed(&mut self, fleet: &Fleet) {
+        if let Some(running) = &mut self.running
+            && !fleet.plan(&running.path).is_some_and(can_be_enumerated)
+        {
+            running.failure = Some("the path has ended".to_owned());
         }
     }
 

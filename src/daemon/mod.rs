@@ -435,6 +435,7 @@ impl Daemon {
     /// Updates the paths and the policy of the responders from settings, roster and addresses.
     fn update_paths(&mut self) {
         self.measuring.apply(&self.membership.plan_inputs(&self.settings));
+        self.enumerations.paths_changed(&self.measuring.fleet);
         self.servers.set_policy(self.policy(), &self.settings);
         self.publish();
     }

@@ -167,9 +167,13 @@ const MEASURING: &[Row] = &[
         "the record is left out",
     ),
     (
-        "paths that wait to be enumerated; results that are kept",
-        &["src/daemon/enumerations.rs:WAITING_MAX", "src/daemon/enumerations.rs:EVENTS_MAX"],
-        "the request is refused; the oldest is dropped",
+        "paths that wait to be enumerated; longest enumeration; results that are kept",
+        &[
+            "src/daemon/enumerations.rs:WAITING_MAX",
+            "src/daemon/enumerations.rs:DURATION_MAX",
+            "src/daemon/enumerations.rs:EVENTS_MAX",
+        ],
+        "the request is refused; it has failed; the oldest is dropped",
     ),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (

@@ -363,3 +363,23 @@ fn equal_cost_paths_are_enumerated_on_request() {
     assert_eq!(key, ["routes", "b", "ipv4", "destination"], "{event}");
     assert_eq!((&event["reached"], &event["links"]), (&true.into(), &json!([])), "{event}");
 }
+
+#[test]
+fn enumeration_ends_with_its_path() {
+    let host = Host::claim();
+    let probes = "[{name: mesh, interval: 20ms}, {name: routes, kind: trace, follows: mesh, interval: 1h}]";
+    let config = |peers: &str| host.config("a", &format!("{peers}\nprobes: {probes}"));
+    // Nothing answers there, so an enumeration waits at each hop.
+    let agent = Agent::start(&host, &config("peers: [{name: dead, address: 127.0.0.1, stamp_port: 9}]"));
+    eventually("the path runs", || flows(&agent).first().map(|_| ()));
+    let response = agent.post("/api/v1/enumerations?target=dead");
+    assert_eq!((response.status, &*response.body), (200, r#"{"paths":1}"#), "{response:?}");
+    agent.rewrite(&config("peers: []"));
+    assert_eq!(agent.reload().status, 200);
+    let event = eventually("it has failed", || {
+        let events = agent.json("/api/v1/events");
+        let mut events = events["events"].as_array()?.iter();
+        events.find(|event| event["event"] == "enumeration_failed").cloned()
+    });
+    assert_eq!((&event["peer"], &event["reason"]), (&json!("dead"), &json!("the path has ended")), "{event}");
+}

@@ -32,10 +32,10 @@ pub struct ReachabilityChange {
 /// Decides from the probes of one flow that are not limited in TTL whether the destination answers.
 ///
 /// It does not answer if it has answered before and [`TRACES`] traces in a row did not reach it, if
-/// [`MISSES`] probes in a row were not answered, and if no echo of the same flow was answered meanwhile: hosts
-/// that limit their answers leave many probes unanswered. After the first of these traces it is asked each
-/// [`CHECK_SPACING`], and traced again after [`TRACE_GAP_MIN`]. A single answer is enough to end that, and to
-/// show that it answers again.
+/// [`MISSES`] probes in a row were not answered, and if no echo of the same flow was answered meanwhile:
+/// hosts that limit their answers leave many probes unanswered. After the first of these traces it is asked
+/// each [`CHECK_SPACING`], and traced again after [`TRACE_GAP_MIN`]. A single answer is enough to end that,
+/// and to show that it answers again.
 #[derive(Debug)]
 pub(super) struct Reachability {
     state: State,
@@ -138,8 +138,8 @@ impl Reachability {
         }
     }
 
-    /// When the first probe was sent that was not answered; `None` if the latest trace reached the destination,
-    /// or it has not answered yet.
+    /// When the first probe was sent that was not answered; `None` if the latest trace reached the
+    /// destination, or it has not answered yet.
     pub(super) fn missed_since(&self) -> Option<Timestamp> {
         match self.state {
             State::Missed(missed) => Some(missed.since),
