@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::future::ready;
+use futures_util::stream;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::RData;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
 
@@ -21,6 +24,10 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum concurrent lookups; each occupies a thread.
 const CONCURRENT_LOOKUPS_MAX: usize = 8;
+
+/// Maximum concurrent lookups of names; each occupies a socket. Chosen: enough for the routers of a usual
+/// route at once.
+const CONCURRENT_REVERSE_LOOKUPS_MAX: usize = 32;
 
 /// The addresses of a host, the preferred one first and never empty; or why there are none.
 pub type Resolution = Result<Vec<IpAddr>, String>;
@@ -87,18 +94,16 @@ pub async fn names_of(addresses: Vec<IpAddr>, timeout: Duration) -> BTreeMap<IpA
     let Some(resolver) = TokioResolver::builder_tokio().ok().and_then(|builder| builder.build().ok()) else {
         return BTreeMap::new();
     };
-    let lookups = addresses.into_iter().map(|address| {
-        let lookup = resolver.reverse_lookup(address);
-        async move {
-            let lookup = tokio::time::timeout(timeout, lookup).await.ok()?.ok()?;
-            let name = lookup.answers().iter().find_map(|record| {
-                let RData::PTR(name) = &record.data else { return None };
-                Some(name.0.to_utf8())
-            })?;
-            Some((address, name.trim_end_matches('.').to_owned()))
-        }
+    let lookups = addresses.into_iter().map(async |address| {
+        let lookup = resolver.reverse_lookup(address).await.ok()?;
+        let name = lookup.answers().iter().find_map(|record| {
+            let RData::PTR(name) = &record.data else { return None };
+            Some(name.0.to_utf8())
+        })?;
+        Some((address, name.trim_end_matches('.').to_owned()))
     });
-    join_all(lookups).await.into_iter().flatten().collect()
+    let found = stream::iter(lookups).buffer_unordered(CONCURRENT_REVERSE_LOOKUPS_MAX);
+    found.take_until(sleep(timeout)).filter_map(ready).collect().await
 }
 
 /// Resolves a host once.

@@ -114,7 +114,6 @@ const RULES: [Rule; 13] = [
             "src/api/routes.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",
-            "src/cli/trace/names.rs",
             "src/daemon/client_traces/",
             "src/daemon/stored_state.rs",
             "src/discovery/files.rs",

@@ -15,6 +15,7 @@ use pathmeter_proto::probe_budget::ProbeBudget;
 use tokio::sync::mpsc::{channel, unbounded_channel};
 
 use self::enumeration::enumerate;
+use self::names::names_text;
 use self::routes::{Routes, Sources};
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
@@ -156,5 +157,8 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         print_out(&(routes.json().to_string() + "\n"))?;
     }
     outcome?;
+    if !arguments.json && !arguments.numeric {
+        print_out(&names_text(routes.routers()).await)?;
+    }
     if routes.is_reached() { Ok(()) } else { Err(Failure::AlreadyReported) }
 }

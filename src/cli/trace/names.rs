@@ -1,65 +1,46 @@
-//! Names of routers, which are looked up while the trace runs.
+//! The names of routers.
 
 use std::collections::BTreeMap;
-use std::future::pending;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
-
 use crate::resolver;
 
-/// The names of routers, as far as they are known.
-#[derive(Debug)]
-pub(super) struct Names {
-    /// `false`: no name is looked up.
-    is_wanted: bool,
-    /// `None`: the look-up has not ended.
-    found: BTreeMap<IpAddr, Option<Name>>,
-    lookups: JoinSet<(IpAddr, Name)>,
-}
-
-/// The result of a look-up; `None`: there is no name.
-type Name = Option<String>;
-
-/// How long to look up a name.
+/// How long to look up names.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Names {
-    pub(super) fn new(is_wanted: bool) -> Self {
-        Self { is_wanted, found: BTreeMap::new(), lookups: JoinSet::new() }
-    }
+/// Looks up the names of routers and lists those that have one. Not before the measurement has ended, which
+/// queries of the DNS would disturb.
+pub(super) async fn names_text(routers: Vec<IpAddr>) -> String {
+    let names = resolver::names_of(routers.clone(), TIMEOUT).await;
+    list(&routers, &names)
+}
 
-    /// Begins to look up the name of a router, once.
-    pub(super) fn request(&mut self, router: IpAddr) {
-        if !self.is_wanted || self.found.contains_key(&router) {
-            return;
-        }
-        self.found.insert(router, None);
-        self.lookups.spawn(async move {
-            let mut names = resolver::names_of(vec![router], TIMEOUT).await;
-            (router, names.remove(&router))
-        });
+/// A list of the routers that have names, in this order, or nothing.
+fn list(routers: &[IpAddr], names: &BTreeMap<IpAddr, String>) -> String {
+    let named = routers.iter().filter_map(|router| Some((router.to_string(), names.get(router)?)));
+    let named: Vec<(String, &String)> = named.collect();
+    let Some(width) = named.iter().map(|(router, _)| router.len()).max() else {
+        return String::new();
+    };
+    let mut text = "\nnames\n".to_owned();
+    for (router, name) in named {
+        let _ = writeln!(text, "  {router:<width$}  {name}");
     }
+    text
+}
 
-    /// Waits until a look-up ends; for ever, if there is none.
-    pub(super) async fn ended(&mut self) {
-        match self.lookups.join_next().await {
-            Some(Ok((router, name))) => {
-                self.found.insert(router, Some(name));
-            }
-            // A look-up is neither cancelled, nor does it panic.
-            Some(Err(_)) => {}
-            None => pending().await,
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The address of a router, with its name if it has one; `None` while the name is looked up.
-    pub(super) fn of(&self, router: IpAddr) -> Option<String> {
-        match self.found.get(&router) {
-            Some(None) => None,
-            Some(Some(Some(name))) => Some(format!("{router} ({name})")),
-            Some(Some(None)) | None => Some(router.to_string()),
-        }
+    #[test]
+    fn routers_with_names_are_listed_in_the_order_of_the_hops() {
+        let routers = [[10, 9, 1, 2], [10, 9, 0, 254], [10, 9, 0, 3]].map(IpAddr::from);
+        let names = [(routers[0], "b.example.net".to_owned()), (routers[1], "a.example.net".to_owned())];
+        let expected = "\nnames\n  10.9.1.2    b.example.net\n  10.9.0.254  a.example.net\n";
+        assert_eq!(list(&routers, &names.into()), expected);
+        assert_eq!(list(&routers, &BTreeMap::new()), "");
     }
 }

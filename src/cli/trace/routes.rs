@@ -17,7 +17,6 @@ use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::sleep;
 
 use super::super::{Failure, print_out};
-use super::names::Names;
 use super::table::{attached_text, line, milliseconds, rejection_text};
 use super::{MAX_HOPS, TraceArguments};
 use crate::clock::Clock;
@@ -45,7 +44,6 @@ pub(super) struct Routes<'a> {
     /// The port is 0 over ICMP.
     to: SocketAddr,
     flows: BTreeMap<(Direction, u8), FlowRoute>,
-    names: Names,
     has_sent: bool,
     /// Probes that this host could not send.
     not_sent: BTreeMap<NotSent, u64>,
@@ -71,14 +69,7 @@ pub(super) struct Sources<'a> {
 
 impl<'a> Routes<'a> {
     pub(super) fn new(arguments: &'a TraceArguments, to: SocketAddr) -> Self {
-        Self {
-            arguments,
-            to,
-            flows: BTreeMap::new(),
-            names: Names::new(!arguments.numeric && !arguments.json),
-            has_sent: false,
-            not_sent: BTreeMap::new(),
-        }
+        Self { arguments, to, flows: BTreeMap::new(), has_sent: false, not_sent: BTreeMap::new() }
     }
 
     /// Waits for the traces and, unless they are for JSON, prints each hop as soon as it and all before it
@@ -114,26 +105,14 @@ impl<'a> Routes<'a> {
                 print_out(&(title + &text))?;
                 next += 1;
             }
-            let trace = self.route(key).and_then(|route| route.trace.as_ref());
-            let is_complete = trace.is_some();
-            if trace.is_some_and(|trace| !is_printed || usize::from(next) > trace.hops.len()) {
-                break;
-            }
-            if is_complete {
-                self.wait(None, sources).await?;
-            } else if !self.wait(Some(deadline), sources).await? {
+            let is_complete = self.route(key).is_some_and(|route| route.trace.is_some());
+            if is_complete || !self.wait(deadline, sources).await? {
                 break;
             }
         }
         self.fail_if_nothing_was_sent()?;
         self.await_late_rejection(key, sources).await?;
         self.fail_if_rejected_here(key)?;
-        if let Some(rejection) = self.rejection(key).filter(|_| is_printed) {
-            self.names.request(rejection.address);
-            while self.names.of(rejection.address).is_none() {
-                self.wait(None, sources).await?;
-            }
-        }
         if is_printed {
             let title = if next == 1 { self.flow_title(key) } else { String::new() };
             print_out(&(title + &self.end(key)))?;
@@ -142,8 +121,7 @@ impl<'a> Routes<'a> {
     }
 
     /// Waits for the next report or event, or until the deadline; returns whether there is more to wait for.
-    async fn wait(&mut self, deadline: Option<Timestamp>, sources: &mut Sources<'_>) -> anyhow::Result<bool> {
-        let left = deadline.map_or(Duration::ZERO, |deadline| deadline.since(Clock::now()));
+    async fn wait(&mut self, deadline: Timestamp, sources: &mut Sources<'_>) -> anyhow::Result<bool> {
         tokio::select! {
             Some(event) = sources.events.recv() => {
                 if let LoopEvent::NotStarted { reason, .. } = event {
@@ -151,8 +129,7 @@ impl<'a> Routes<'a> {
                 }
             }
             Some(report) = sources.reports.recv() => self.add(report),
-            () = self.names.ended() => {}
-            () = sleep(left), if deadline.is_some() => return Ok(false),
+            () = sleep(deadline.since(Clock::now())) => return Ok(false),
         }
         Ok(true)
     }
@@ -179,7 +156,7 @@ impl<'a> Routes<'a> {
             if self.rejection(key).is_some() {
                 deadline = deadline.min(Clock::now() + REJECTIONS_SPREAD);
             }
-            if !self.wait(Some(deadline), sources).await? {
+            if !self.wait(deadline, sources).await? {
                 break;
             }
         }
@@ -212,7 +189,6 @@ impl<'a> Routes<'a> {
         match report {
             TraceReport::Sent { .. } => self.has_sent = true,
             TraceReport::Answered { flow, ttl, answer, is_destination: false } => {
-                self.names.request(answer.router);
                 self.flows.entry((direction, flow)).or_default().answers.entry(ttl).or_insert(answer);
             }
             TraceReport::Rejected { flow, rejection } => {
@@ -224,9 +200,6 @@ impl<'a> Routes<'a> {
                 }
             }
             TraceReport::Traced(trace) => {
-                for answer in trace.hops.iter().filter_map(|hop| hop.answers.first()) {
-                    self.names.request(answer.router);
-                }
                 let route = self.flows.entry((direction, trace.flow)).or_default();
                 route.traced_at.get_or_insert_with(Clock::now);
                 route.trace.get_or_insert(*trace);
@@ -255,6 +228,24 @@ impl<'a> Routes<'a> {
             let hop = trace.hops.iter().find(|hop| hop.answers.iter().any(is_it));
             Some(Rejection { ttl: hop.map(|hop| hop.ttl).or(late.ttl), ..late })
         })
+    }
+
+    /// The routers in the order in which they are shown, each once.
+    pub(super) fn routers(&self) -> Vec<IpAddr> {
+        let mut routers = Vec::new();
+        for (key, FlowRoute { answers, trace, .. }) in &self.flows {
+            let shown: Vec<&Answer> = match trace {
+                Some(trace) => trace.hops.iter().filter_map(|hop| hop.answers.first()).collect(),
+                None => answers.values().collect(),
+            };
+            let rejecting = self.rejection(*key).map(|rejection| rejection.address);
+            for router in shown.into_iter().map(|answer| answer.router).chain(rejecting) {
+                if !routers.contains(&router) {
+                    routers.push(router);
+                }
+            }
+        }
+        routers
     }
 
     /// Whether a trace is complete.
@@ -314,7 +305,7 @@ impl<'a> Routes<'a> {
             return is_final.then(|| line(Some(ttl), &state.as_str().replace('_', "-"), "*"));
         };
         let attached = answer.extensions.as_deref().map_or_else(String::new, attached_text);
-        Some(line(Some(ttl), &milliseconds(answer.rtt), &(self.names.of(answer.router)? + &attached)))
+        Some(line(Some(ttl), &milliseconds(answer.rtt), &format!("{}{attached}", answer.router)))
     }
 
     /// The lines behind the hops: who ends the route, and a sentence.
@@ -329,8 +320,7 @@ impl<'a> Routes<'a> {
         let mut text = String::new();
         let rejection = self.rejection(key);
         if let Some(Rejection { ttl, address, reason, rtt }) = rejection {
-            let host = self.names.of(address).unwrap_or_else(|| address.to_string());
-            text += &line(ttl, &milliseconds(rtt), &format!("{host}  {}", rejection_text(reason)));
+            text += &line(ttl, &milliseconds(rtt), &format!("{address}  {}", rejection_text(reason)));
         }
         if let Some(rtt) = trace.rtt {
             let last = trace.routers.map(|routers| routers.saturating_add(1));
@@ -579,6 +569,7 @@ mod tests {
                         192.0.2.9 does not answer: 10.0.0.2 rejects the probes\n";
         assert_eq!(routes.end(FORWARD), expected);
         assert_eq!(routes.json()["rejected"]["ttl"], 2);
+        assert_eq!(routes.routers(), [1, 2].map(|ttl| router(ttl).router), "each once");
     }
 
     #[test]

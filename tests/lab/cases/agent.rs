@@ -23,6 +23,14 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
 /// The key of all agents with authentication.
 const KEY: &str = "a key for the lab: 0123456789abcdef";
 
+/// A command on a node that has this file as `/etc/resolv.conf`. The program follows as first argument.
+pub(crate) fn resolving(node: &Namespace, resolver: &Path) -> Command {
+    let mut command = node.command("unshare");
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script]).arg(resolver);
+    command
+}
+
 impl<'a> NodeAgent<'a> {
     /// Starts an agent with a configuration and environment variables, and waits until it is ready.
     pub(crate) fn start(node: &'a Namespace, config: Value, environment: &[(&str, &str)]) -> Self {
@@ -38,9 +46,8 @@ impl<'a> NodeAgent<'a> {
 
     /// [`Self::start`] with this file as `/etc/resolv.conf`.
     pub(crate) fn start_resolving(node: &'a Namespace, config: Value, resolver: &Path) -> Self {
-        let mut command = node.command("unshare");
-        let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-        command.args(["--mount", "sh", "-c", script]).arg(resolver).arg(PROGRAM);
+        let mut command = resolving(node, resolver);
+        command.arg(PROGRAM);
         Self::launch(node, config, command, &[]).when_ready()
     }
 

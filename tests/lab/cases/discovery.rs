@@ -1,4 +1,4 @@
-//! Agents that discover each other through the DNS.
+//! Agents that discover each other through the DNS, and the names of routers.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use pathmeter_lab::{MetricsPage, Net, NetPlan, Program, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::agent::NodeAgent;
+use crate::agent::{NodeAgent, PROGRAM, resolving};
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
@@ -40,6 +40,7 @@ impl NameServer {
                 "--conf-file=/dev/null",
                 "--no-resolv",
                 "--no-hosts",
+                "--log-queries",
                 "--pid-file=",
             ])
             .args(["--user=root", "--group=root", "--log-facility=-", "--local=/lab.test/", "--local-ttl=1"])
@@ -182,4 +183,25 @@ fn sources(agent: &NodeAgent<'_>, peer: &str) -> Vec<Value> {
             sources.len() == 2 && sources.iter().all(|of| of.as_array().is_some_and(|of| !of.is_empty()));
         are_all.then_some(sources)
     })
+}
+
+/// `pathmeter probe trace` shows addresses while it measures, and looks up their names after that.
+pub(crate) fn names_of_routers() {
+    let net = NetPlan::chain(2).build(23);
+    net.node("r2").ip(&format!("route add blackhole {}/32\n", net.v4("b")));
+    let server = NameServer::start(&net, "a");
+    fs::write(&server.hosts, "10.77.0.2 first.lab.test\n").unwrap();
+    server.program.signal(Signal::SIGHUP);
+    let mut command = resolving(net.node("a"), &server.dir.path().join("resolv.conf"));
+    let b = net.v4("b").to_string();
+    command.arg(PROGRAM).args(["probe", "trace", &b, "--protocol", "tcp", "--port", "80"]);
+    let mut program = Program::start(&mut command, &server.dir.path().join("output"));
+    // The target does not answer, so each silent hop takes 0.9 s.
+    eventually("the first hop", || program.output().contains(" 10.77.0.2\n").then_some(()));
+    let log = server.program.output();
+    assert_eq!(program.try_wait(), None, "{}", program.output());
+    assert!(!log.contains("query["), "{log}");
+    program.wait();
+    let output = program.output();
+    assert!(output.ends_with("\n\nnames\n  10.77.0.2  first.lab.test\n"), "{output}");
 }

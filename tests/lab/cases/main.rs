@@ -166,12 +166,13 @@ fn fleet_trials() -> Vec<Trial> {
     ]
 }
 
-/// Agents that discover each other through the DNS.
+/// Names in the DNS.
 fn dns_trials() -> Vec<Trial> {
     vec![
         trial("names_in_the_dns", discovery::dns),
         trial("services_in_the_dns", discovery::services),
         trial("one_address_family_in_the_dns", discovery::one_family),
+        trial("trace_names_of_routers", discovery::names_of_routers),
     ]
 }
 
