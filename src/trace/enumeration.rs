@@ -1,7 +1,5 @@
 //! Enumerations of the equal-cost paths to a host.
 
-use std::net::IpAddr;
-
 use pathmeter_proto::machine::Arrival;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{
@@ -11,23 +9,20 @@ use pathmeter_proto::trace::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::TraceParameters;
 use super::path::TracePlan;
-use crate::config::Probe;
-use crate::config::trace::Trace;
 use crate::datagram::{Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, Traffic};
 use crate::loops::NewPath;
-use crate::probe::{Plan, Remote, StartContext};
+use crate::probe::{Plan, StartContext};
 
 /// Starts an enumeration on the datagram loop of `start`, and passes every report to `reports`. It uses as
 /// many sockets as an enumeration has flows, which the loop keeps for a while.
 pub fn enumerate(
-    (probe, trace): (&Probe, &Trace),
-    remote: &Remote<'_>,
-    address: IpAddr,
+    parameters: TraceParameters<'_>,
     start: &StartContext<'_>,
     reports: UnboundedSender<EnumerationReport>,
 ) {
-    run(&TracePlan::new(probe, trace, remote, address, start.settings), start, reports);
+    run(&TracePlan::new(parameters, start.settings), start, reports);
 }
 
 /// Whether the paths to the destination of a plan can be enumerated: it is the plan of traces over UDP.

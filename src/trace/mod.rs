@@ -24,15 +24,26 @@ use crate::settings::Settings;
 pub use enumeration::{can_be_enumerated, completeness_name, enumerate, enumerate_path, enumerated_json};
 use path::{TracePath, TracePlan};
 
+/// What is traced or enumerated.
+#[derive(Debug, Clone, Copy)]
+pub struct TraceParameters<'a> {
+    /// The keys that every kind of probe has.
+    pub probe: &'a Probe,
+    /// Those of a trace.
+    pub trace: &'a Trace,
+    /// The peer or target.
+    pub remote: Remote<'a>,
+    /// The address of `remote`.
+    pub address: IpAddr,
+}
+
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.
 pub fn start(
-    (probe, trace): (&Probe, &Trace),
-    remote: &Remote<'_>,
-    address: IpAddr,
+    parameters: TraceParameters<'_>,
     start: &StartContext<'_>,
     reports: UnboundedSender<DirectedReport>,
 ) {
-    let plan = TracePlan::new(probe, trace, remote, address, start.settings);
+    let plan = TracePlan::new(parameters, start.settings);
     TracePath::start(plan, start, None, Some(reports));
 }
 
@@ -67,7 +78,8 @@ impl ProbeKind for Trace {
         address: IpAddr,
         settings: &Settings,
     ) -> Box<dyn Plan> {
-        Box::new(TracePlan::new(probe, self, remote, address, settings))
+        let parameters = TraceParameters { probe, trace: self, remote: *remote, address };
+        Box::new(TracePlan::new(parameters, settings))
     }
 
     fn probe_series(&self, _: &Probe) -> Vec<Arc<dyn AnySeries>> {

@@ -1,7 +1,7 @@
 //! The plan of a traced path, and a running one.
 
 use std::any::Any;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +12,12 @@ use pathmeter_proto::trace::{DirectedReport, Direction, ProbeProtocol, TraceSpec
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::SingleTrace;
 use super::json::flow_json;
 use super::series::DirectedSeries;
 use super::task::trace_task;
+use super::{SingleTrace, TraceParameters};
 use crate::clock::Clock;
-use crate::config::Probe;
 use crate::config::echo::transport::Transport;
-use crate::config::trace::Trace;
 use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
 use crate::loops::NewPath;
@@ -50,14 +48,9 @@ pub(super) struct TracePlan {
 }
 
 impl TracePlan {
-    /// The plan of a path of `probe` to an address of `remote`.
-    pub(super) fn new(
-        probe: &Probe,
-        trace: &Trace,
-        remote: &Remote<'_>,
-        address: IpAddr,
-        settings: &Settings,
-    ) -> Self {
+    /// The plan of the path with these parameters.
+    pub(super) fn new(parameters: TraceParameters<'_>, settings: &Settings) -> Self {
+        let TraceParameters { probe, trace, remote, address } = parameters;
         let (keys, quirks) = match (&trace.transport, remote) {
             (Transport::Udp(_), Remote::Peer(_)) => (settings.keys.mesh_choice(), None),
             (Transport::Udp(_), Remote::Target(target)) => {

@@ -1,7 +1,6 @@
 //! `pathmeter probe trace --enumerate`.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use anyhow::anyhow;
 use pathmeter_proto::machine::NotSent;
@@ -10,22 +9,20 @@ use tokio::sync::mpsc::{Receiver, unbounded_channel};
 
 use super::super::{Failure, print_out};
 use super::TraceArguments;
-use crate::config::{Probe, trace};
 use crate::loops::LoopEvent;
-use crate::probe::{Remote, StartContext};
-use crate::trace::{completeness_name, enumerated_json};
+use crate::probe::StartContext;
+use crate::trace::{TraceParameters, completeness_name, enumerated_json};
 
 /// Enumerates the paths to the target and prints them.
 pub(super) async fn enumerate(
     arguments: &TraceArguments,
-    probe: (&Probe, &trace::Trace),
-    remote: &Remote<'_>,
-    address: IpAddr,
+    parameters: TraceParameters<'_>,
     start: &StartContext<'_>,
     events: &mut Receiver<LoopEvent>,
 ) -> Result<(), Failure> {
     let (sender, mut reports) = unbounded_channel();
-    crate::trace::enumerate(probe, remote, address, start, sender);
+    crate::trace::enumerate(parameters, start, sender);
+    let address = parameters.address;
     if !arguments.json {
         print_out(&format!("{address}: equal-cost paths over UDP, at most {} hops\n", arguments.max_hops))?;
     }

@@ -1,9 +1,15 @@
 //! `pathmeter probe trace`.
 
 mod enumeration;
+#[cfg(test)]
+mod fixture;
 mod names;
+mod route_json;
+mod route_text;
 mod routes;
 mod table;
+mod timeouts;
+mod watcher;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,7 +22,8 @@ use tokio::sync::mpsc::{channel, unbounded_channel};
 
 use self::enumeration::enumerate;
 use self::names::names_text;
-use self::routes::{Routes, Sources};
+use self::routes::Routes;
+use self::watcher::Watcher;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
@@ -29,6 +36,7 @@ use crate::loops::EVENTS_PENDING_MAX;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
 use crate::stream;
+use crate::trace::TraceParameters;
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArguments {
@@ -136,20 +144,21 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         hops_max: arguments.max_hops,
         hop_metrics: false,
     };
+    let parameters = TraceParameters { probe, trace: &traced, remote: target.remote(), address };
     if arguments.enumerate {
-        let remote = target.remote();
-        let outcome = enumerate(arguments, (probe, &traced), &remote, address, &start, &mut events).await;
+        let outcome = enumerate(arguments, parameters, &start, &mut events).await;
         loops.stop(Duration::ZERO);
         while events.recv().await.is_some() {}
         return outcome;
     }
     let to = SocketAddr::new(address, target.remote().port(&echo.transport));
-    crate::trace::start((probe, &traced), &target.remote(), address, &start, sender);
+    crate::trace::start(parameters, &start, sender);
     let mut routes = Routes::new(arguments, to);
     if !arguments.json {
         print_out(&routes.title())?;
     }
-    let outcome = routes.watch(Sources { reports: &mut reports, events: &mut events }).await;
+    let mut watcher = Watcher { routes: &mut routes, reports: &mut reports, events: &mut events };
+    let outcome = watcher.watch().await;
     loops.stop(Duration::ZERO);
     // The threads drop their senders when they end.
     while events.recv().await.is_some() {}
