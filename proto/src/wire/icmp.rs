@@ -188,6 +188,22 @@ pub(super) fn sum(bytes: &[u8]) -> u16 {
     bytes.chunks(2).map(|word| u16_at(&[word[0], word.get(1).copied().unwrap_or(0)], 0)).fold(0, add)
 }
 
+/// What the checksums of transport protocols cover besides the packet itself: addresses, length and protocol
+/// (RFC 9293 section 3.1, RFC 8200 section 8.1).
+pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+    let mut covered = Vec::new();
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => covered.extend(address.octets()),
+            IpAddr::V6(address) => covered.extend(address.octets()),
+        }
+    }
+    // The pseudo-header of IPv6 has four bytes for the length; of IPv4 their upper half is zero here.
+    covered.extend(u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    covered.extend([0, 0, 0, protocol]);
+    covered
+}
+
 fn add(a: u16, b: u16) -> u16 {
     let (sum, is_over) = a.overflowing_add(b);
     sum + u16::from(is_over)

@@ -6,6 +6,7 @@ pub mod icmp;
 pub mod icmp_extensions;
 mod message;
 mod ntp;
+pub mod quoted_header;
 mod reverse_trace;
 pub mod stamp;
 pub mod stream;

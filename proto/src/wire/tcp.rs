@@ -12,7 +12,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::icmp::{self, IcmpVersion, sum};
+use super::icmp::{self, IcmpVersion, pseudo_header, sum};
 use super::icmp_extensions::IcmpExtensions;
 use super::{DecodeError, array, put, require, u16_at, u32_at};
 
@@ -93,16 +93,7 @@ impl EmptySegment {
 
 /// What the checksum of a segment covers: addresses, length and protocol, and the segment.
 fn covered(source: IpAddr, destination: IpAddr, segment: &[u8]) -> Vec<u8> {
-    let mut covered = Vec::new();
-    for address in [source, destination] {
-        match address {
-            IpAddr::V4(address) => covered.extend(address.octets()),
-            IpAddr::V6(address) => covered.extend(address.octets()),
-        }
-    }
-    // The pseudo-header of IPv6 has four bytes for the length; of IPv4 their upper half is zero here.
-    covered.extend(u32::try_from(segment.len()).unwrap_or(u32::MAX).to_be_bytes());
-    covered.extend([0, 0, 0, TCP]);
+    let mut covered = pseudo_header(source, destination, TCP, segment.len());
     covered.extend(segment);
     covered
 }

@@ -13,6 +13,7 @@ use pathmeter_proto::key::{KeyId, Keys};
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::icmp_extensions::{IcmpExtension, IcmpExtensions};
+use pathmeter_proto::wire::quoted_header::{QuotedChecksum, QuotedHeader, QuotedProtocol};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::stream::{self, DecodedReply, GreetingProof, Hello, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tcp::{EmptySegment, ExpiredSegment, ReceivedSegment};
@@ -26,13 +27,14 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 15] = [
+pub(crate) const TARGETS: [(&str, Body); 16] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
     ("decode_icmp", decode_icmp),
     ("decode_icmp_extensions", decode_icmp_extensions),
     ("decode_tcp", decode_tcp),
+    ("decode_quoted_header", decode_quoted_header),
     ("decode_greeting", decode_greeting),
     ("decode_stream", decode_stream),
     ("decode_websocket", decode_websocket),
@@ -168,18 +170,7 @@ pub(crate) fn decode_tcp(bytes: &[u8]) {
         assert!(is_counted.is_err() || is_counted == Ok(1), "each byte of data counts");
     }
     for version in [IcmpVersion::V4, IcmpVersion::V6] {
-        let mut message = bytes.to_vec();
-        if let (IcmpVersion::V4, Some(checksum)) = (version, message.get_mut(2..4)) {
-            // A valid checksum, so that the other checks are reached.
-            checksum.fill(0);
-            let words = message
-                .chunks(2)
-                .map(|word| u64::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)])));
-            let sum: u64 = words.sum();
-            let sum = (sum & 0xffff) + (sum >> 16);
-            let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("the carries were added");
-            message[2..4].copy_from_slice(&(!sum).to_be_bytes());
-        }
+        let message = intact(bytes, version);
         let Ok(expired) = ExpiredSegment::decode(&message, version) else { continue };
         assert_eq!(expired.source.is_ipv4(), version == IcmpVersion::V4);
         assert_eq!(expired.source.is_ipv4(), expired.destination.is_ipv4());
@@ -190,6 +181,42 @@ pub(crate) fn decode_tcp(bytes: &[u8]) {
         let written = segment.encode(expired.source, expired.destination);
         let found = ReceivedSegment::decode(&written).expect("it is a segment");
         assert_eq!((found.next_sequence, found.source_port), (expired.sequence, expired.source.port()));
+    }
+}
+
+/// An ICMP message with a valid checksum, so that the other checks are reached; that of ICMPv6 is not checked.
+fn intact(bytes: &[u8], version: IcmpVersion) -> Vec<u8> {
+    let mut message = bytes.to_vec();
+    if let (IcmpVersion::V4, Some(checksum)) = (version, message.get_mut(2..4)) {
+        checksum.fill(0);
+        let words = message
+            .chunks(2)
+            .map(|word| u64::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)])));
+        let sum: u64 = words.sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("the carries were added");
+        message[2..4].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    message
+}
+
+/// Headers that ICMP errors quote: fields stay within their ranges, and a checksum says something only about
+/// the whole packet: not if a byte is missing, nor if one follows.
+pub(crate) fn decode_quoted_header(bytes: &[u8]) {
+    for version in [IcmpVersion::V4, IcmpVersion::V6] {
+        let message = intact(bytes, version);
+        let Ok(header) = QuotedHeader::decode(&message, version) else { continue };
+        assert_eq!(header.source.is_ipv4(), version == IcmpVersion::V4);
+        assert_eq!(header.source.is_ipv4(), header.destination.is_ipv4());
+        assert!(header.ecn <= 3);
+        assert!(header.protocol != QuotedProtocol::Icmp || header.destination.port() == 0);
+        let longer = [&message[..], &[1]].concat();
+        for other in [&message[..message.len() - 1], &longer] {
+            let Ok(other) = QuotedHeader::decode(&intact(other, version), version) else { continue };
+            let checksums = [header.checksum, other.checksum];
+            assert!(checksums.contains(&QuotedChecksum::Unknown), "only one of them is the packet");
+            assert_eq!(other, QuotedHeader { checksum: other.checksum, ..header });
+        }
     }
 }
 

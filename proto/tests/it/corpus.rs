@@ -9,6 +9,7 @@ use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
+use pathmeter_proto::wire::quoted_header::{QuotedChecksum, QuotedHeader};
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tcp::EmptySegment;
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
@@ -134,6 +135,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             .collect(),
         "decode_icmp_extensions" => extension_structures(),
         "decode_tcp" => segments_and_reports(),
+        "decode_quoted_header" => quotations(),
         "decode_greeting" => {
             let keys = keys.derive(stream::PURPOSE);
             let refusal = Welcome { status: WelcomeStatus::Unlisted, ..WELCOME };
@@ -242,6 +244,61 @@ fn segments_and_reports() -> Vec<Vec<u8>> {
         report([3, 0, 0, 0, 0, 0, 0, 0], &v6_header, &v6),
         labelled,
     ]
+}
+
+/// ICMP errors that quote whole packets with right checksums: UDP and TCP over both versions of IP, and an echo
+/// request.
+fn quotations() -> Vec<Vec<u8>> {
+    let udp = [0x9c, 0x40, 0x03, 0x5e, 0, 12, 0xaf, 0x34, 0x61, 0x62, 0x63, 0x64];
+    let udp_v6 = [0x9c, 0x40, 0x03, 0x5e, 0, 12, 0x3f, 0xf6, 0x61, 0x62, 0x63, 0x64];
+    let tcp = |source: &str, destination: &str| {
+        let segment = EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501 };
+        segment.encode(source.parse().unwrap(), destination.parse().unwrap())
+    };
+    let mut echo = Vec::new();
+    IcmpEcho { session: 7, timestamp: NtpTime(1 << 40), sequence: 70_000, ssid: 9 }.encode(
+        IcmpVersion::V4,
+        32,
+        &mut echo,
+    );
+    let v4 = |protocol: u8, packet: &[u8]| {
+        let total = 20 + packet.len() as u8;
+        let header = [0x45, 0xba, 0, total, 0, 0, 0x40, 0, 1, protocol, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7];
+        [&[11, 0, 0, 0, 0, 0, 0, 0], &header[..], packet].concat()
+    };
+    let v6 = |protocol: u8, packet: &[u8]| {
+        let mut header = vec![0x6b, 0xa1, 0x23, 0x45, 0, packet.len() as u8, protocol, 1];
+        for last in [[0, 1], [1, 7]] {
+            header.extend([0x20, 0x01, 0x0d, 0xb8, 0, last[0], 0, 0, 0, 0, 0, 0, 0, 0, 0, last[1]]);
+        }
+        [&[3, 0, 0, 0, 0, 0, 0, 0], &header[..], packet].concat()
+    };
+    vec![
+        v4(17, &udp),
+        v6(17, &udp_v6),
+        v4(6, &tcp("192.0.2.1:9862", "198.51.100.7:50000")),
+        v6(6, &tcp("[2001:db8::1]:9862", "[2001:db8:1::7]:50000")),
+        v4(1, &echo),
+    ]
+}
+
+#[test]
+fn quotations_have_right_checksums() {
+    for mut message in quotations() {
+        let version = if message[0] == 11 { IcmpVersion::V4 } else { IcmpVersion::V6 };
+        if version == IcmpVersion::V4 {
+            let checksum = !ones_complement_sum(&message);
+            message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+        let header = QuotedHeader::decode(&message, version).unwrap();
+        assert_eq!((header.checksum, header.dscp.value(), header.ecn), (QuotedChecksum::Right, 46, 2));
+    }
+}
+
+fn ones_complement_sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// A reply whose extension for the way back has all fields.
