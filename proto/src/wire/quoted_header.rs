@@ -7,8 +7,8 @@
 //!        IPv6: 0.5 u6 DSCP, u2 ECN  4 u16 payload length     6 u8 protocol     8 source    24 destination
 //! 28/48  at least 8 bytes of the packet: ports, or type, code, checksum and identifier of an ICMP echo
 //! ```
-//! A device that translates addresses restores them in the quotation on the way back, but not DSCP and ECN, and
-//! not always the checksum.
+//! A device that translates addresses restores them in the quotation on the way back, but not DSCP and ECN,
+//! and not always the checksum.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -119,6 +119,8 @@ impl QuotedHeader {
             && quoted.len() == ip.packet_bytes
             // What follows the first bytes may be padding.
             && transport[QUOTED_BYTES..].iter().any(|byte| *byte != 0)
+            // The router may have changed the length in the IP header to that of its quotation.
+            && (protocol != QuotedProtocol::Udp || usize::from(u16_at(transport, 4)) == transport.len())
             && IcmpExtensions::unannounced_at(transport, ip.bytes).is_none();
         let checksum = match is_whole {
             true => ip.checksum(transport, checksum_at),
@@ -304,6 +306,9 @@ mod tests {
         let mut overwritten = V4;
         overwritten[36..].fill(0);
         assert_eq!(checksum_of(&overwritten), QuotedChecksum::Unknown, "padding takes the place of the rest");
+        let mut shortened = V4[..38].to_vec();
+        shortened[11] -= 2;
+        assert_eq!(checksum_of(&shortened), QuotedChecksum::Unknown, "UDP has another length");
         let mut fragment = V4;
         fragment[14] = 0x20;
         assert_eq!(checksum_of(&fragment), QuotedChecksum::Unknown);
@@ -317,6 +322,7 @@ mod tests {
         message.extend(&structure);
         let packet_bytes = u16::try_from(message.len() - 8).unwrap();
         message[10..12].copy_from_slice(&packet_bytes.to_be_bytes());
+        message[32..34].copy_from_slice(&(packet_bytes - 20).to_be_bytes());
         assert_eq!(checksum_of(&message), QuotedChecksum::Unknown);
     }
 
