@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod paths;
 pub mod poller;
 pub mod probe;
+pub mod quoted_headers;
 pub mod resolver;
 pub mod roster;
 pub mod route_record;

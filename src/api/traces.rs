@@ -139,6 +139,7 @@ mod tests {
             rtt_seconds: RttRecord { min: 0.0, last: 0.0 },
             mpls: Vec::new(),
             interfaces: Vec::new(),
+            quoted: None,
         };
         let hops = (1..).zip(routers).map(|(ttl, last)| {
             let responders = match last {

@@ -135,8 +135,8 @@ pub struct Config {
     pub providers: Vec<Provider>,
     /// The probes, in the order of the file.
     pub probes: Vec<Probe>,
-    /// How fast routers are probed.
-    pub trace: trace::TraceLimits,
+    /// What applies to all traces.
+    pub trace: trace::TraceRules,
     /// What is exported.
     pub metrics: Metrics,
     /// What is logged.

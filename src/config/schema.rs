@@ -108,7 +108,7 @@ pub(super) fn read<'a>(
             file.reject::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
         }
 
-        let trace = file.section("trace", trace::limits);
+        let trace = file.section("trace", trace::rules);
         let metrics = file.section("metrics", metrics);
         let log = file.section("log", log);
         if matches!(key_file, Some(None)) {

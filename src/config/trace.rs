@@ -61,9 +61,9 @@ const PROTOCOLS: [(&str, ProbeProtocol); 3] =
 /// Protocols of echo probes that are traced over TCP.
 const CONNECTIONS: [&str; 2] = ["websocket", "http"];
 
-/// Limits of the probes of all traces. Routers limit the ICMP errors with which they answer.
+/// What applies to all traces. Routers limit the ICMP errors with which they answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TraceLimits {
+pub struct TraceRules {
     /// Maximum probes per second to one IPv4 router, after a burst of five. Raise it only if all routers of
     /// the traced routes answer that fast: Linux answers each prober once per second by default
     /// (`net.ipv4.icmp_ratelimit`), and unanswered probes look like loss at a healthy hop.
@@ -74,9 +74,12 @@ pub struct TraceLimits {
     /// Maximum probes per second to all routers together, after a burst of one second. For traces of other
     /// agents, half as many replies are sent to routers.
     pub agent_rate: TokenRate,
+    /// Whether the DSCP, the ECN field and the checksum that routers quote of a probe are read, which needs
+    /// CAP_NET_RAW.
+    pub quoted_headers: bool,
 }
 
-impl TraceLimits {
+impl TraceRules {
     /// The limits for the probe budget of an agent.
     #[must_use]
     pub fn probe_limits(self) -> ProbeLimits {
@@ -108,17 +111,20 @@ const AGENT_RATE: u64 = 50_000;
 const ROUTER_BURST: u32 = 5;
 
 /// Reads the section `trace`.
-pub(super) fn limits(section: &mut MappingReader<'_, '_>) -> Option<TraceLimits> {
+pub(super) fn rules(section: &mut MappingReader<'_, '_>) -> Option<TraceRules> {
     let mut rate =
         |key, allowed, default| section.key(key, |value| slow_packet_rate(value, allowed)).or(default);
     let router = rate("router_rate", &ROUTER_RATE_ALLOWED, ROUTER_RATE);
     let router_ipv6 = rate("router_rate_ipv6", &ROUTER_RATE_ALLOWED, ROUTER_RATE_IPV6);
-    let agent = rate("agent_rate", &AGENT_RATE_ALLOWED, AGENT_RATE)?;
-    Some(TraceLimits {
+    let agent = rate("agent_rate", &AGENT_RATE_ALLOWED, AGENT_RATE);
+    let quoted_headers = section.key("quoted_headers", ValueReader::boolean).or(false)?;
+    let agent = agent?;
+    Some(TraceRules {
         router_rate: probe_rate(router?, ROUTER_BURST),
         router_rate_ipv6: probe_rate(router_ipv6?, ROUTER_BURST),
         // The probes of one second.
         agent_rate: probe_rate(agent, u32::try_from(agent / 1_000).unwrap_or(u32::MAX)),
+        quoted_headers,
     })
 }
 

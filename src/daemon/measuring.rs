@@ -6,7 +6,7 @@ use pathmeter_proto::prefix::Prefix;
 use tracing::debug;
 
 use crate::clock::Clock;
-use crate::config::trace::TraceLimits;
+use crate::config::trace::TraceRules;
 use crate::fleet::{Fleet, PlanInputs};
 use crate::probe::Loops;
 
@@ -25,7 +25,7 @@ impl Measuring {
     }
 
     /// Limits how fast routers are probed from the next probe on.
-    pub(super) fn set_trace_limits(&self, limits: TraceLimits) {
+    pub(super) fn set_trace_limits(&self, limits: TraceRules) {
         let mut budget = self.loops.probe_budget.lock().unwrap_or_else(PoisonError::into_inner);
         budget.set_limits(limits.probe_limits(), Clock::now());
     }

@@ -11,6 +11,7 @@ mod measuring;
 mod membership;
 mod observability;
 mod pending;
+mod quotations;
 mod servers;
 mod shutdown;
 mod stored_state;
@@ -39,6 +40,7 @@ use self::measuring::Measuring;
 use self::membership::{Membership, PollResults};
 use self::observability::Observability;
 use self::pending::PendingWork;
+use self::quotations::Quotations;
 use self::servers::{Servers, policy};
 use self::stored_state::StoredState;
 use self::supervision::Supervision;
@@ -59,6 +61,7 @@ use crate::logging;
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, Responders};
 use crate::probe::Loops;
+use crate::quoted_headers::QuotedHeaders;
 use crate::route_record::PeerRoutes;
 use crate::settings::{Settings, SettingsError};
 use crate::stream::{self, responder::StreamAccess};
@@ -93,6 +96,7 @@ pub struct Daemon {
     measuring: Measuring,
     client_traces: ClientTraces,
     enumerations: Enumerations,
+    quotations: Quotations,
     servers: Servers,
     observability: Observability,
     stored_state: StoredState,
@@ -190,6 +194,7 @@ impl Daemon {
         let sessions = settings.config.responder.sessions;
         let probe_budget = Arc::default();
         let traces = Arc::<TraceLog>::default();
+        let quoted_headers = Arc::<QuotedHeaders>::default();
         let stamp = echo::responder(
             stamp_sockets,
             access,
@@ -251,10 +256,17 @@ impl Daemon {
             membership,
             measuring: Measuring {
                 fleet: Fleet::new(random()?),
-                loops: Loops { prober, streams, probe_budget, traces: Arc::clone(&traces) },
+                loops: Loops {
+                    prober,
+                    streams,
+                    probe_budget,
+                    traces: Arc::clone(&traces),
+                    quoted_headers: Arc::clone(&quoted_headers),
+                },
             },
             client_traces: ClientTraces::new(random()?),
             enumerations: Enumerations::new(random()?),
+            quotations: Quotations::new(quoted_headers),
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             stored_state,
@@ -310,6 +322,7 @@ impl Daemon {
                         self.channels.local_routes = None;
                     }
                 }
+                () = self.quotations.receive() => {}
                 Some(ended) = self.client_traces.next_ended() => {
                     self.client_traces.on_ended(ended, &self.settings, &self.measuring.loops);
                 }
@@ -426,6 +439,7 @@ impl Daemon {
         self.servers.apply_settings(&self.settings);
         self.client_traces.apply(&self.settings.config.websocket);
         self.measuring.set_trace_limits(self.settings.config.trace);
+        self.quotations.apply(self.settings.config.trace.quoted_headers);
         self.config_watch.set_seen(&self.settings);
         self.observability.exporter.process.reloaded(Some(&self.settings.hash));
         self.export_tls_files();

@@ -18,6 +18,8 @@ pub(crate) enum FilterStart {
 pub(crate) enum FilterField {
     /// One byte.
     Byte(u32, u8),
+    /// One byte that has either value.
+    EitherByte(u32, [u8; 2]),
     /// Two bytes in network order.
     Half(u32, u16),
 }
@@ -32,7 +34,7 @@ const IS_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
 /// Makes the socket receive only packets in which all fields have their values. A packet that is too short
-/// for a field is not received. At most 100 fields.
+/// for a field is not received. At most 80 fields.
 ///
 /// # Errors
 /// If the kernel refuses the filter.
@@ -41,17 +43,68 @@ pub(crate) fn accept_only(socket: &Socket, start: FilterStart, fields: &[FilterF
         FilterStart::AfterIpv4Header => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
         FilterStart::FirstByte => SockFilter::new(LOAD_INDEX, 0, 0, 0),
     }];
-    for (index, field) in fields.iter().enumerate() {
-        let (load, at, value) = match *field {
-            FilterField::Byte(at, value) => (LOAD_BYTE_AT_INDEX, at, value.into()),
-            FilterField::Half(at, value) => (LOAD_HALF_AT_INDEX, at, value.into()),
-        };
-        // Over the two instructions of each field that follows, and the acceptance.
-        let to_rejection = u8::try_from(2 * (fields.len() - 1 - index) + 1).expect("few fields");
+    let tests: Vec<(u16, u32, Vec<u32>)> = fields
+        .iter()
+        .map(|field| match *field {
+            FilterField::Byte(at, value) => (LOAD_BYTE_AT_INDEX, at, vec![value.into()]),
+            FilterField::EitherByte(at, values) => (LOAD_BYTE_AT_INDEX, at, values.map(u32::from).into()),
+            FilterField::Half(at, value) => (LOAD_HALF_AT_INDEX, at, vec![value.into()]),
+        })
+        .collect();
+    let mut to_rejection: usize = 1 + tests.iter().map(|(_, _, values)| 1 + values.len()).sum::<usize>();
+    for (load, at, values) in tests {
         program.push(SockFilter::new(load, 0, 0, at));
-        program.push(SockFilter::new(IS_EQUAL, 0, to_rejection, value));
+        to_rejection -= 1 + values.len();
+        for (value, others) in values.iter().zip((0..values.len()).rev()) {
+            let jump = |instructions: usize| u8::try_from(instructions).expect("few fields");
+            // Over the other values if it is this one; if it is none, over all that follows.
+            let if_not = if others == 0 { to_rejection } else { 0 };
+            program.push(SockFilter::new(IS_EQUAL, jump(others), jump(if_not), *value));
+        }
     }
     program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
     program.push(SockFilter::new(RETURN, 0, 0, 0));
     socket.attach_filter(&program)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::time::Duration;
+
+    use socket2::{Domain, Type};
+
+    use super::*;
+
+    #[test]
+    fn packets_in_which_all_fields_have_their_values_are_received() {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        // The filter of a UDP socket sees its header of eight bytes.
+        let fields =
+            [FilterField::Byte(8, 7), FilterField::EitherByte(9, [1, 2]), FilterField::Half(10, 0x0304)];
+        accept_only(&socket, FilterStart::FirstByte, &fields).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let socket = UdpSocket::from(OwnedFd::from(socket));
+        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let packets: [&[u8]; 8] = [
+            &[7, 1, 3, 4, 1],
+            &[8, 1, 3, 4, 2],
+            &[7, 3, 3, 4, 3],
+            &[7, 1, 3, 5, 4],
+            &[7, 2, 4, 4, 5],
+            &[7, 2, 3],
+            &[],
+            &[7, 2, 3, 4, 8],
+        ];
+        for packet in packets {
+            sender.send_to(packet, socket.local_addr().unwrap()).unwrap();
+        }
+        let mut bytes = [0; 5];
+        for expected in [packets[0], packets[7]] {
+            let length = socket.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..length], expected);
+        }
+    }
 }

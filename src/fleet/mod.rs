@@ -263,6 +263,7 @@ impl Fleet {
     pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) -> Option<PathKey> {
         let key = self.keys.get(&id)?;
         let running = self.running.get_mut(key)?;
+        running.path.started(&sources);
         running.sources = sources;
         running.disconnected.take().map(|_| key.clone())
     }

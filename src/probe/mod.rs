@@ -24,6 +24,7 @@ use crate::config::Probe;
 use crate::datagram;
 use crate::metrics::AnySeries;
 use crate::paths::{PathId, PathKey};
+use crate::quoted_headers::QuotedHeaders;
 use crate::settings::Settings;
 use crate::stream;
 use crate::trace_log::TraceLog;
@@ -84,6 +85,10 @@ pub trait Path: fmt::Debug + Send + Sync {
 
     /// Applies a plan with which the path [can continue](Plan::can_continue).
     fn adjust(&mut self, plan: Box<dyn Plan>, start: &StartContext<'_>);
+
+    /// Handles that the path has started, or has connected again. `sources` has the local address of each
+    /// flow.
+    fn started(&self, _sources: &[SocketAddr]) {}
 
     /// Stops the path.
     fn stop(&self, loops: &Loops);
@@ -174,6 +179,8 @@ pub struct Loops {
     pub probe_budget: Arc<Mutex<ProbeBudget>>,
     /// The latest traces.
     pub traces: Arc<TraceLog>,
+    /// What routers quote of the probes of traces; empty unless `trace.quoted_headers` is set.
+    pub quoted_headers: Arc<QuotedHeaders>,
 }
 
 impl Loops {

@@ -66,7 +66,13 @@ impl Agent {
         let prober =
             datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone()).unwrap();
         let streams = stream::spawn(sender).unwrap();
-        let loops = Loops { prober, streams, probe_budget: Arc::default(), traces: Arc::default() };
+        let loops = Loops {
+            prober,
+            streams,
+            probe_budget: Arc::default(),
+            traces: Arc::default(),
+            quoted_headers: Arc::default(),
+        };
         Self { fleet: Fleet::new(7), loops, events, log: EventLog::default(), finished: 0 }
     }
 

@@ -5,6 +5,7 @@ mod events;
 mod flow_events;
 mod json;
 mod path;
+mod quoted;
 mod series;
 mod task;
 

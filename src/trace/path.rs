@@ -13,8 +13,9 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::json::flow_json;
+use super::quoted::QuotedFlows;
 use super::series::DirectedSeries;
-use super::task::trace_task;
+use super::task::{ListedTraces, trace_task};
 use super::{SingleTrace, TraceParameters};
 use crate::clock::Clock;
 use crate::config::echo::transport::Transport;
@@ -161,6 +162,7 @@ pub(super) struct TracePath {
     plan: TracePlan,
     series: DirectedSeries,
     followed: Arc<Followed>,
+    quoted: Arc<QuotedFlows>,
 }
 
 /// The results of a traced path.
@@ -169,6 +171,7 @@ struct Traced {
     protocol: ProbeProtocol,
     series: DirectedSeries,
     followed: Arc<Followed>,
+    quoted: Arc<QuotedFlows>,
 }
 
 impl TracePath {
@@ -184,8 +187,14 @@ impl TracePath {
         let series = DirectedSeries::new(start.key, plan.protocol == ProbeProtocol::Udp, hops_max, earlier);
         let spec = plan.spec(start);
         start.followed.set_follower(start.id);
-        let log = (start.key.clone(), Arc::clone(&start.loops.traces));
-        let log = (!plan.is_of_client).then_some(log);
+        let quoted = QuotedFlows::new(plan.protocol, plan.to, Arc::clone(&start.loops.quoted_headers));
+        let quoted = Arc::new(quoted);
+        let log = || ListedTraces {
+            path: start.key.clone(),
+            log: Arc::clone(&start.loops.traces),
+            quoted: Arc::clone(&quoted),
+        };
+        let log = (!plan.is_of_client).then(log);
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);
         let (id, peer_left_at) = (start.id, start.peer_left_at);
         match plan.protocol {
@@ -196,7 +205,7 @@ impl TracePath {
                 start.loops.streams.start(NewPath { id, task: StreamTask::Syn(task), peer_left_at });
             }
         }
-        Self { id: start.id, plan, series, followed: Arc::clone(&start.followed) }
+        Self { id: start.id, plan, series, followed: Arc::clone(&start.followed), quoted }
     }
 }
 
@@ -206,6 +215,10 @@ impl Path for TracePath {
     }
 
     fn adjust(&mut self, _: Box<dyn Plan>, _: &StartContext<'_>) {}
+
+    fn started(&self, sources: &[SocketAddr]) {
+        self.quoted.set_sources(sources);
+    }
 
     fn stop(&self, loops: &Loops) {
         match self.plan.protocol {
@@ -222,7 +235,7 @@ impl Path for TracePath {
 
     fn measured(&self) -> Arc<dyn Measured> {
         let (series, followed) = (self.series.clone(), Arc::clone(&self.followed));
-        Arc::new(Traced { protocol: self.plan.protocol, series, followed })
+        Arc::new(Traced { protocol: self.plan.protocol, series, followed, quoted: Arc::clone(&self.quoted) })
     }
 
     /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
@@ -265,7 +278,8 @@ impl Measured for Traced {
     fn json(&self) -> Map<String, Value> {
         let since = Clock::now() - ECHOES_WINDOW;
         let flows = self.flows().zip(0..).map(|((to, back), flow)| {
-            flow_json(&to, &back, &self.followed.echoes(flow, since, Timestamp::NEVER))
+            let echoes = self.followed.echoes(flow, since, Timestamp::NEVER);
+            flow_json(&to, &back, &echoes, |router| self.quoted.find(flow, router))
         });
         let flows: Vec<Value> = flows.collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()

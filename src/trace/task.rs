@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{
-    DirectedReport, Direction, EchoSummary, ProbeProtocol, TraceReport, TraceSpec, Tracer, Trigger,
+    DirectedReport, Direction, EchoSummary, ProbeProtocol, Trace, TraceReport, TraceSpec, Tracer, Trigger,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
 use super::flow_events::{ReachabilityChanged, TtlClamped};
+use super::quoted::QuotedFlows;
 use super::series::DirectedSeries;
 use crate::clock::Clock;
 use crate::datagram::{
@@ -28,7 +29,7 @@ pub(super) fn trace_task(
     source: SourceChoice,
     series: DirectedSeries,
     followed: Arc<Followed>,
-    log: Option<(PathKey, Arc<TraceLog>)>,
+    log: Option<ListedTraces>,
     reports: Option<UnboundedSender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
@@ -69,12 +70,21 @@ const UNNOTICED_MAX: Duration = Duration::from_secs(60);
 /// nearly all paths.
 const FIRST_REPLY_MAX: Duration = Duration::from_millis(500);
 
+/// Where the traces of a path are listed.
+#[derive(Debug)]
+pub(super) struct ListedTraces {
+    pub(super) path: PathKey,
+    pub(super) log: Arc<TraceLog>,
+    /// What routers quote of the probes to the peer.
+    pub(super) quoted: Arc<QuotedFlows>,
+}
+
 #[derive(Debug)]
 struct TraceRecorder {
     interval: Duration,
     /// Keeps the traces that were not made one hop after the other.
     /// `None`: traces are not listed.
-    log: Option<(PathKey, Arc<TraceLog>)>,
+    log: Option<ListedTraces>,
     /// Receives every report; `None`: there is no receiver.
     reports: Option<UnboundedSender<DirectedReport>>,
     series: DirectedSeries,
@@ -83,6 +93,16 @@ struct TraceRecorder {
     has_new_route: bool,
     /// Whether a trace is complete.
     has_traced: bool,
+}
+
+impl ListedTraces {
+    fn add(&self, direction: Direction, trace: &Trace) {
+        let quoted = |router| match direction {
+            Direction::Forward => self.quoted.find(trace.flow, router),
+            Direction::Reverse => None,
+        };
+        self.log.add(&self.path, direction, trace, quoted);
+    }
 }
 
 impl TraceRecorder {
@@ -126,11 +146,11 @@ impl Recorder<Tracer> for TraceRecorder {
                 self.has_new_route = true;
                 self.has_traced = true;
                 // Without routers, or without an answer of the target, a burst takes the place of each round.
-                if let Some((path, log)) = &self.log
+                if let Some(listed) = &self.log
                     && trace.is_burst
                     && trace.trigger != Trigger::Interval
                 {
-                    log.add(path, direction, &trace);
+                    listed.add(direction, &trace);
                 }
                 None
             }

@@ -4,6 +4,7 @@ mod record;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::event_log::NUMBER_MAX;
 use crate::paths::PathKey;
 pub use record::{
-    HopRecord, InterfaceRecord, LabelRecord, RejectionRecord, ResponderRecord, RttRecord, TraceRecord,
+    HopRecord, InterfaceRecord, LabelRecord, QuotedRecord, RejectionRecord, ResponderRecord, RttRecord,
+    TraceRecord,
 };
 
 /// The latest traces, oldest first. Readers get references, so a slow reader does not delay a loop.
@@ -60,8 +62,14 @@ pub struct StoredTrace {
 pub const TRACES_MAX: usize = 512;
 
 impl TraceLog {
-    /// Adds a trace with the current time.
-    pub fn add(&self, path: &PathKey, direction: Direction, trace: &Trace) {
+    /// Adds a trace with the current time. `quoted` is what a router has quoted of its probes.
+    pub fn add(
+        &self,
+        path: &PathKey,
+        direction: Direction,
+        trace: &Trace,
+        quoted: impl Fn(IpAddr) -> Option<QuotedRecord>,
+    ) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut stored = StoredTrace {
             number: 0,
@@ -73,7 +81,7 @@ impl TraceLog {
             flow: trace.flow,
             trigger: trace.trigger.as_str().into(),
             route: trace.route.map(|route| route.to_string()),
-            trace: trace.into(),
+            trace: TraceRecord::from(trace).with_quoted(quoted),
         };
         let mut entries = self.lock();
         stored.number = entries.count + 1;
@@ -163,7 +171,7 @@ mod tests {
                 is_ttl_clamped: false,
                 rejection: None,
             };
-            log.add(&path, Direction::Forward, &trace);
+            log.add(&path, Direction::Forward, &trace, |_| None);
         }
         let limit = u64::try_from(TRACES_MAX).unwrap();
         let numbers: Vec<u64> = log.after(0).iter().map(|stored| stored.number).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pathmeter_proto::trace::{Answer, AnswerExtensions, Hop, Interface, Rejection, Trace};
 use pathmeter_proto::wire::icmp_extensions::MplsLabel;
+use pathmeter_proto::wire::quoted_header::{QuotedChecksum, QuotedHeader};
 use serde::{Deserialize, Serialize};
 
 /// A trace.
@@ -74,6 +75,21 @@ pub struct ResponderRecord {
     /// The interfaces in its latest answer.
     #[serde(default)]
     pub interfaces: Vec<InterfaceRecord>,
+    /// What it last quoted of a probe of the flow; `None` if that is not known.
+    #[serde(default)]
+    pub quoted: Option<QuotedRecord>,
+}
+
+/// The IP header of a probe as a router quoted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotedRecord {
+    /// The DSCP with which the probe arrived at the router.
+    pub dscp: u8,
+    /// The ECN field with which it arrived.
+    pub ecn: u8,
+    /// `true`: its addresses or ports were translated before. `None`: that is not known; nothing shows that
+    /// they were not.
+    pub is_translated: Option<bool>,
 }
 
 /// An entry of a label stack (RFC 4950).
@@ -129,6 +145,25 @@ impl From<&Trace> for TraceRecord {
     }
 }
 
+impl TraceRecord {
+    /// The trace with what each router has quoted of the probes of its flow.
+    #[must_use]
+    pub fn with_quoted(mut self, quoted: impl Fn(IpAddr) -> Option<QuotedRecord>) -> Self {
+        for responder in self.hops.iter_mut().flat_map(|hop| &mut hop.responders) {
+            responder.quoted = quoted(responder.address);
+        }
+        self
+    }
+}
+
+impl From<&QuotedHeader> for QuotedRecord {
+    fn from(header: &QuotedHeader) -> Self {
+        // Many devices that translate restore the checksum too.
+        let is_translated = (header.checksum == QuotedChecksum::Wrong).then_some(true);
+        Self { dscp: header.dscp.value(), ecn: header.ecn, is_translated }
+    }
+}
+
 impl From<&Rejection> for RejectionRecord {
     fn from(rejection: &Rejection) -> Self {
         let Rejection { ttl, address, reason, rtt } = *rejection;
@@ -160,6 +195,7 @@ impl From<&Hop> for HopRecord {
                 .flat_map(|found| &found.interfaces)
                 .map(InterfaceRecord::from)
                 .collect(),
+            quoted: None,
         });
         Self {
             ttl: hop.ttl,

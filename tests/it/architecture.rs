@@ -244,7 +244,7 @@ const LAYERS: [Layers; 2] = [
             ],
             &["answering", "clock", "keys", "loops", "resolver", "tls", "trace_log"],
             &["datagram", "http"],
-            &["identity_poller", "settings", "stream", "websocket"],
+            &["identity_poller", "quoted_headers", "settings", "stream", "websocket"],
             &["discovery", "probe"],
             &["echo", "roster", "trace"],
             &["fleet"],

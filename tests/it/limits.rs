@@ -175,6 +175,11 @@ const MEASURING: &[Row] = &[
         ],
         "the request is refused; it has failed; the oldest is dropped",
     ),
+    (
+        "headers that routers have quoted, by router and flow",
+        &["src/quoted_headers/mod.rs:HEADERS_MAX"],
+        "the one whose router and flow were added first is dropped",
+    ),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",

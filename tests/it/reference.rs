@@ -40,7 +40,7 @@ const MAPPINGS: &[Mapping] = &[
             ("peers", "The other agents, and providers that list them. An entry for this agent is skipped."),
             ("targets", "Hosts without an agent, and providers that list them."),
             ("probes", "What is measured."),
-            ("trace", "How fast routers are probed."),
+            ("trace", "What applies to all traces."),
             ("metrics", "What is exported."),
             ("log", "What is logged, and how."),
         ],
@@ -268,7 +268,7 @@ const MAPPINGS: &[Mapping] = &[
     Mapping {
         title: "`trace`",
         file: "trace: {KEYS}",
-        fields: &[("src/config/trace.rs", "TraceLimits")],
+        fields: &[("src/config/trace.rs", "TraceRules")],
         example: &["trace:"],
         elsewhere: &[],
     },

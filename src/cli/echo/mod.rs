@@ -144,6 +144,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         streams: stream::spawn(sender)?,
         probe_budget: Arc::default(),
         traces: Arc::default(),
+        quoted_headers: Arc::default(),
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

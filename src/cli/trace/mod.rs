@@ -126,6 +126,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         streams: stream::spawn(events_sender)?,
         probe_budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         traces: Arc::default(),
+        quoted_headers: Arc::default(),
     };
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

@@ -90,10 +90,11 @@ fn empty_file_configures_an_agent_that_only_answers() {
         targets: Vec::new(),
         providers: Vec::new(),
         probes: Vec::new(),
-        trace: trace::TraceLimits {
+        trace: trace::TraceRules {
             router_rate: TokenRate { spacing: Duration::from_millis(1_250), burst: 5 },
             router_rate_ipv6: TokenRate { spacing: Duration::from_millis(125), burst: 5 },
             agent_rate: TokenRate { spacing: Duration::from_millis(20), burst: 50 },
+            quoted_headers: false,
         },
         metrics: Metrics { series_max: 1_000_000, level: SeriesLevel::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
@@ -120,6 +121,12 @@ fn default_rates_of_traces_are_those_of_the_protocol() {
     assert_eq!(raised.router_rate, rate(5_000_000, 5));
     assert_eq!(raised.agent_rate, rate(666_666, 1_500));
     assert_eq!(raised.probe_limits().others, rate(1_333_332, 750));
+}
+
+#[test]
+fn quoted_headers_are_read_only_if_configured() {
+    assert!(!load_on("fra-1", "trace: {agent_rate: 1.5kpps}").config.trace.quoted_headers);
+    assert!(load_on("fra-1", "trace: {quoted_headers: true}").config.trace.quoted_headers);
 }
 
 #[test]
