@@ -13,6 +13,7 @@ mod icmp;
 mod lab_guarantees;
 mod mesh;
 mod path_mtu;
+mod quoted_headers;
 mod streams;
 mod testbed;
 mod trace;
@@ -221,6 +222,11 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_mtu_step", trace_networks::mtu_step),
         trial("trace_local_route", trace_networks::local_route),
         repeatable("trace_equal_cost_paths", trace_networks::equal_cost_paths),
+        trial("trace_quoted_headers", quoted_headers::shown),
+        trial("trace_quoted_headers_protocols", quoted_headers::protocols),
+        trial("trace_quoted_headers_masquerade", quoted_headers::masquerade),
+        trial("trace_quoted_headers_not_permitted", quoted_headers::not_permitted),
+        trial("trace_quoted_headers_reloaded", quoted_headers::reloaded),
         trial("trace_raised_limits", trace_networks::raised_limits),
         repeatable("trace_unreachable", trace::unreachable),
         trial("websocket_admission", websocket::admission),
