@@ -74,7 +74,7 @@ pub enum CloseReason {
     TooLarge,
     /// The client violated the protocol, or sent invalid UTF-8 as text.
     Protocol,
-    /// The client did not read what was sent to it.
+    /// The client did not read what was sent to it, or the connection stalled after a trace on it.
     Stalled,
     /// The agent is stopping, or the client is not authorised any more.
     GoingAway,

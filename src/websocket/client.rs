@@ -124,9 +124,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 biased;
                 message = self.socket.next() => message,
                 message = next_trace_message(&mut self.trace) => {
-                    if let Some(message) = message
-                        && let Err(closing) = self.write(message).await
-                    {
+                    let outcome = match message {
+                        Ok(Some(message)) => self.write(message).await,
+                        Ok(None) => Ok(()),
+                        Err(closing) => Err(closing),
+                    };
+                    if let Err(closing) = outcome {
                         return closing;
                     }
                     continue;
@@ -211,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                     while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
                 }
             }
-            // The client would not read a close frame.
+            // The client does not read, or what is sent does not arrive.
             CloseReason::Stalled | CloseReason::Error => return,
         }
         let _ = self.socket.get_mut().shutdown().await;
@@ -219,14 +222,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
 }
 
 /// The next message of the client's trace; never, if it is not traced. `None`: nothing to write.
-async fn next_trace_message(trace: &mut Option<ClientTrace>) -> Option<Message> {
+///
+/// # Errors
+/// If the trace asks for the connection to be closed.
+async fn next_trace_message(trace: &mut Option<ClientTrace>) -> Result<Option<Message>, Closing> {
     let Some(ClientTrace { messages, is_asked }) = trace else { return pending().await };
     match messages.recv().await {
-        Some(ClientMessage::Update(update)) => is_asked.then(|| Message::text(json!(update).to_string())),
-        Some(ClientMessage::Ping) => Some(Message::Ping(Bytes::new())),
+        Some(ClientMessage::Update(update)) => Ok(is_asked.then(|| Message::text(json!(update).to_string()))),
+        Some(ClientMessage::Ping) => Ok(Some(Message::Ping(Bytes::new()))),
+        Some(ClientMessage::Close) => Err(Closing {
+            close_reason: CloseReason::Stalled,
+            frame: Some((CloseCode::Error, "the connection has stalled")),
+        }),
         None => {
             *trace = None;
-            None
+            Ok(None)
         }
     }
 }

@@ -10,8 +10,7 @@ mod rate_limit;
 mod tests;
 mod trace;
 
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +27,7 @@ use tracing::debug;
 
 use crate::config::{ClientTraceMethod, TracedClients, WebSocketRules};
 use crate::event_log::EventFeed;
+use crate::http::AcceptedConnection;
 use crate::http::server::Body;
 use crate::identity::WouldAnswer;
 use crate::metrics::websocket::{ClientTraceResult, CloseReason, WebSocketSeries};
@@ -37,7 +37,7 @@ use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
 pub use handshake::is_requested;
 use trace::ClientTrace;
-pub use trace::{ClientConnection, ClientMessage, ClientTraceRequest, TRACE_SUBPROTOCOL, TraceUpdate};
+pub use trace::{ClientMessage, ClientTraceRequest, TRACE_SUBPROTOCOL, TraceUpdate};
 
 const TRACED: HeaderValue = HeaderValue::from_static(TRACE_SUBPROTOCOL);
 
@@ -264,7 +264,8 @@ impl TraceRequestSender {
     fn send(self, peer: SocketAddr, stream: Option<&TcpStream>) -> ClientTrace {
         let (sender, messages) = mpsc::channel(trace::MESSAGES_MAX);
         let error_sender = sender.clone();
-        let connection = stream.filter(|_| self.is_on_connection).and_then(|stream| connection(stream, peer));
+        let stream = stream.filter(|_| self.is_on_connection);
+        let connection = stream.and_then(|stream| AcceptedConnection::of(stream, peer).ok());
         let request = ClientTraceRequest { client: peer.ip(), connection, messages: sender };
         if self.requests.try_send(request).is_err() {
             self.series.traced(ClientTraceResult::Busy);
@@ -274,16 +275,4 @@ impl TraceRequestSender {
         }
         ClientTrace { messages, is_asked: self.is_asked }
     }
-}
-
-/// The connection of a client; `None` if its descriptor cannot be duplicated.
-fn connection(stream: &TcpStream, peer: SocketAddr) -> Option<ClientConnection> {
-    let local = stream.local_addr().ok()?;
-    let socket = stream.as_fd().try_clone_to_owned().ok()?;
-    // An IPv4-mapped address becomes the address that is in the packets. The scope of a link-local one stays.
-    let local = match local.ip().to_canonical() {
-        IpAddr::V4(address) => SocketAddr::new(address.into(), local.port()),
-        IpAddr::V6(_) => local,
-    };
-    Some(ClientConnection { socket, local, peer })
 }

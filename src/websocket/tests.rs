@@ -34,16 +34,19 @@ struct Served {
 
 /// Serves a client over a pipe with a capacity of `capacity` bytes in each direction.
 fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
+    serve_traced(rules, capacity, None)
+}
+
+fn serve_traced(rules: &WebSocketRules, capacity: usize, trace: Option<ClientTrace>) -> Served {
     let (stream, server_stream) = duplex(capacity);
+    let served = (server_stream, Bytes::new());
     let (client_rules, series) =
         (ClientRules::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
     let (close, close_requested) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {
-        client::serve((server_stream, Bytes::new()), client_rules, &counted, None, async {
-            close_requested.await.unwrap_or(())
-        })
-        .await
+        client::serve(served, client_rules, &counted, trace, async { close_requested.await.unwrap_or(()) })
+            .await
     });
     Served { stream, series, ended, close }
 }
@@ -260,6 +263,26 @@ async fn close_request_sends_a_close_frame_unless_the_client_reads_nothing() {
     served.close.send(()).unwrap();
     assert_eq!(served.ended.await.unwrap(), CloseReason::GoingAway);
     assert!(begin.elapsed() <= client::CLOSE_TIMEOUT + Duration::from_millis(10));
+}
+
+#[tokio::test]
+async fn client_whose_connection_stalled_in_its_trace_is_disconnected() {
+    for is_asked in [true, false] {
+        let (sender, messages) = mpsc::channel(trace::MESSAGES_MAX);
+        let served = serve_traced(&rules(""), 1 << 10, Some(ClientTrace { messages, is_asked }));
+        let reason = "stalled".to_owned();
+        sender.send(ClientMessage::Update(TraceUpdate::Error { reason })).await.unwrap();
+        sender.send(ClientMessage::Close).await.unwrap();
+        let mut client = open(served.stream).await;
+        if is_asked {
+            assert!(matches!(client.next().await, Some(Ok(Message::Text(_)))));
+        }
+        let Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) = client.next().await else {
+            panic!("no close frame")
+        };
+        assert_eq!(code, CloseCode::Error);
+        assert_eq!(served.ended.await.unwrap(), CloseReason::Stalled);
+    }
 }
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";

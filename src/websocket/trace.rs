@@ -1,10 +1,11 @@
 //! Traces to clients: what is requested of the daemon, and what clients receive.
 
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender};
+
+use crate::http::AcceptedConnection;
 
 /// The subprotocol of clients that ask for a trace.
 pub const TRACE_SUBPROTOCOL: &str = "pathmeter.trace.v1";
@@ -18,21 +19,10 @@ pub(super) const MESSAGES_MAX: usize = 80;
 pub struct ClientTraceRequest {
     /// The address from which it has connected.
     pub client: IpAddr,
-    /// Its connection, if it may be used for the trace.
-    pub connection: Option<ClientConnection>,
+    /// Its connection; `None` if it may not be used for the trace, or its descriptor cannot be duplicated.
+    pub connection: Option<AcceptedConnection>,
     /// Receives the results. It is closed when the client disconnects.
     pub messages: Sender<ClientMessage>,
-}
-
-/// The TCP connection of a client.
-#[derive(Debug)]
-pub struct ClientConnection {
-    /// A duplicate descriptor of its socket. While it is open, so is the connection.
-    pub socket: OwnedFd,
-    /// The address and port of this host.
-    pub local: SocketAddr,
-    /// The address and port of the client.
-    pub peer: SocketAddr,
 }
 
 /// What a trace sends on the connection of a client.
@@ -42,6 +32,8 @@ pub enum ClientMessage {
     Update(TraceUpdate),
     /// A ping, which every client answers.
     Ping,
+    /// The connection has stalled: it is to be closed. Nothing follows.
+    Close,
 }
 
 /// A part of the result, as clients receive it.
@@ -54,6 +46,8 @@ pub enum TraceUpdate {
         address: IpAddr,
         /// The protocol of the probes, or `own_flow`.
         method: &'static str,
+        /// Why the method is not `own_flow`, which is configured; `None` if it is, or is not configured.
+        fallback_reason: Option<String>,
     },
     /// A hop: when its router has answered, or after the others if it has not answered in time.
     Hop {
@@ -79,7 +73,7 @@ pub enum TraceUpdate {
     },
     /// There is no trace.
     Error {
-        /// Why.
+        /// A sentence for the client.
         reason: String,
     },
 }

@@ -132,9 +132,14 @@ const MEASURING: &[Row] = &[
         "further ones are traced by another method; the first one is forgotten",
     ),
     (
-        "time for a client's connection to acknowledge what is sent before and after its trace: minimum, RTTs",
+        "time for a client's connection to acknowledge what is sent before, in and after its trace: minimum, RTTs",
         &["src/stream/own_flow/mod.rs:ANSWER_MIN", "src/stream/own_flow/mod.rs:ANSWER_RTTS"],
-        "before: traced by another method; after: it has stalled",
+        "before: traced by another method; after: it has stalled, and is closed, unless the client does not read",
+    ),
+    (
+        "ICMP messages about a client's connection that are read at once; segments searched for the latest one",
+        &["src/stream/own_flow/mod.rs:MESSAGES_PER_STEP", "src/stream/own_flow/sockets.rs:SEGMENTS_MAX"],
+        "other tasks run first; the latest one of these is used",
     ),
     (
         "changed routes of this host that wait for the next second",

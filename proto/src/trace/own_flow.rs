@@ -6,6 +6,7 @@
 //! of the connection's own flow: the addresses and ports are the same. The sequence number is as far below
 //! the oldest unacknowledged one as the TTL says, so that a router's answer, which quotes it, names the hop.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,8 +24,8 @@ pub struct FlowPosition {
     pub unacknowledged: u32,
     /// The next sequence number of the peer.
     pub expected: u32,
-    /// The TTL with which the segment arrived; `None` if it is not known.
-    pub arrived_ttl: Option<u8>,
+    /// The TTL with which the segment arrived.
+    pub arrived_ttl: u8,
 }
 
 /// What to trace.
@@ -51,12 +52,23 @@ pub struct OwnFlowSpec {
 pub struct OwnFlowTracer {
     spec: OwnFlowSpec,
     began: Timestamp,
-    /// The probes in the order of their TTL, from 1.
-    probes: Vec<SegmentProbe>,
+    /// By TTL.
+    probes: BTreeMap<u8, SegmentProbe>,
     send_at: Timestamp,
+    check: ConnectionCheck,
 }
 
-/// What becomes of a TTL.
+/// Whether the connection was checked after the first segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionCheck {
+    /// No segment was sent.
+    NotDue,
+    /// The first segment was sent.
+    Due,
+    /// The driver was told to check it.
+    Requested,
+}
+
 #[derive(Debug)]
 enum SegmentProbe {
     /// Left out: its router, or the agent, was asked too recently.
@@ -79,6 +91,9 @@ pub enum OwnFlowStep {
         /// The segment from its TCP header on.
         segment: [u8; 20],
     },
+    /// Check that the connection still delivers data before the next step: the first segment, whose TTL
+    /// reaches the last router that is expected, was sent. Occurs once; never if no segment was sent.
+    CheckConnection,
     /// Wait until this time or an answer.
     Wait(Timestamp),
     /// The trace is complete.
@@ -92,9 +107,6 @@ const SPACING: Duration = super::burst::SPACING;
 /// to the peer may be longer than the way back.
 const MARGIN: u8 = 2;
 
-/// Number of routers that are expected if the TTL on arrival is not known. Chosen: 6.
-const EXPECTED_ROUTERS: u8 = 6;
-
 /// The window of the segments: what Linux announces on an idle connection. The peer does not read it.
 const WINDOW: u16 = 501;
 
@@ -104,14 +116,15 @@ const INITIAL_TTLS: [u8; 4] = [32, 64, 128, 255];
 impl FlowPosition {
     /// The position that a received segment shows.
     #[must_use]
-    pub const fn of(segment: ReceivedSegment, arrived_ttl: Option<u8>) -> Self {
+    pub const fn of(segment: ReceivedSegment, arrived_ttl: u8) -> Self {
         Self { unacknowledged: segment.acknowledgment, expected: segment.next_sequence, arrived_ttl }
     }
 
-    /// Number of routers on the way back, if the peer sends with a usual TTL.
-    fn routers_back(&self) -> Option<u8> {
-        let arrived = self.arrived_ttl?;
-        INITIAL_TTLS.iter().find(|initial| **initial >= arrived).map(|initial| initial - arrived)
+    /// Number of routers on the way back, if the peer sends with a usual TTL. It is also how many are
+    /// expected on the way to the peer.
+    fn routers_back(&self) -> u8 {
+        let initial = INITIAL_TTLS.into_iter().find(|initial| *initial >= self.arrived_ttl);
+        initial.expect("the largest TTL is one of them") - self.arrived_ttl
     }
 }
 
@@ -119,27 +132,31 @@ impl OwnFlowTracer {
     /// A trace that begins at once.
     #[must_use]
     pub fn new(spec: OwnFlowSpec, now: Timestamp) -> Self {
-        Self { spec, began: now, probes: Vec::new(), send_at: now }
+        let (probes, check) = (BTreeMap::new(), ConnectionCheck::NotDue);
+        Self { spec, began: now, probes, send_at: now, check }
     }
 
     /// What to do next.
     pub fn step(&mut self, now: Timestamp) -> OwnFlowStep {
-        while self.probed() < self.last_ttl() {
+        if self.check == ConnectionCheck::Due {
+            self.check = ConnectionCheck::Requested;
+            return OwnFlowStep::CheckConnection;
+        }
+        while let Some(ttl) = self.next_ttl() {
             if self.send_at > now {
                 return OwnFlowStep::Wait(self.send_at);
             }
-            let ttl = self.probed() + 1;
             let expected = Expected::Unknown { ttl, is_v4: self.spec.peer.is_ipv4() };
             let mut budget = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner);
             let is_allowed = budget.take(expected, now).is_ok();
             drop(budget);
             if !is_allowed {
-                self.probes.push(SegmentProbe::NotProbed);
+                self.probes.insert(ttl, SegmentProbe::NotProbed);
                 continue;
             }
             self.send_at = now + SPACING;
             // Until it is sent, which the driver reports.
-            self.probes.push(SegmentProbe::NotSent);
+            self.probes.insert(ttl, SegmentProbe::NotSent);
             return OwnFlowStep::Send { ttl, segment: self.segment(ttl) };
         }
         match self.waits_until(now) {
@@ -148,10 +165,21 @@ impl OwnFlowTracer {
         }
     }
 
+    /// The TTL to probe next: first that of the last router that is expected, which a device that rewrites
+    /// small TTLs is least likely to notice, then all from 1 on. `None`: all were.
+    fn next_ttl(&self) -> Option<u8> {
+        let last = self.last_ttl();
+        match self.probes.is_empty() {
+            true => Some(self.spec.position.routers_back().clamp(1, last)),
+            false => (1..=last).find(|ttl| !self.probes.contains_key(ttl)),
+        }
+    }
+
     /// A segment was sent.
     pub fn sent(&mut self, ttl: u8, at: Timestamp) {
-        if let Some(probe) = self.probes.get_mut(usize::from(ttl).wrapping_sub(1)) {
-            *probe = SegmentProbe::Sent { at, answer: None };
+        self.probes.insert(ttl, SegmentProbe::Sent { at, answer: None });
+        if self.check == ConnectionCheck::NotDue {
+            self.check = ConnectionCheck::Due;
         }
     }
 
@@ -163,9 +191,7 @@ impl OwnFlowTracer {
             && expired.destination == without_scope(self.spec.peer);
         let below = self.spec.position.unacknowledged.wrapping_sub(expired.sequence);
         let ttl = u8::try_from(below).ok().filter(|_| is_of_flow)?;
-        let Some(SegmentProbe::Sent { at: sent_at, answer }) =
-            self.probes.get_mut(usize::from(ttl).checked_sub(1)?)
-        else {
+        let Some(SegmentProbe::Sent { at: sent_at, answer }) = self.probes.get_mut(&ttl) else {
             return None;
         };
         if answer.is_some() {
@@ -185,13 +211,8 @@ impl OwnFlowTracer {
         segment.encode(self.spec.local, self.spec.peer)
     }
 
-    /// The largest TTL so far.
-    fn probed(&self) -> u8 {
-        u8::try_from(self.probes.len()).unwrap_or(u8::MAX)
-    }
-
     fn answer(&self, ttl: u8) -> Option<&Answer> {
-        match self.probes.get(usize::from(ttl).checked_sub(1)?)? {
+        match self.probes.get(&ttl)? {
             SegmentProbe::Sent { answer, .. } => answer.as_ref(),
             SegmentProbe::NotProbed | SegmentProbe::NotSent => None,
         }
@@ -199,27 +220,26 @@ impl OwnFlowTracer {
 
     /// The largest TTL at which a router has answered; 0: none.
     fn last_answered(&self) -> u8 {
-        (1..=self.probed()).rev().find(|ttl| self.answer(*ttl).is_some()).unwrap_or(0)
+        self.probes.keys().rev().copied().find(|ttl| self.answer(*ttl).is_some()).unwrap_or(0)
     }
 
-    /// Number of routers on the way that is expected from the way back.
-    fn expected_routers(&self) -> u8 {
-        self.spec.position.routers_back().unwrap_or(EXPECTED_ROUTERS)
+    /// The largest TTL at which a router is expected or has answered.
+    fn last_expected(&self) -> u8 {
+        self.spec.position.routers_back().max(self.last_answered())
     }
 
     /// The largest TTL to probe.
     fn last_ttl(&self) -> u8 {
-        let routers = self.expected_routers().max(self.last_answered());
-        routers.saturating_add(MARGIN).min(self.spec.hops_max)
+        self.last_expected().saturating_add(MARGIN).min(self.spec.hops_max)
     }
 
     /// When the last probe has waited long enough; `None`: all have. The peer does not answer, so behind the
     /// expected routers an answer is waited for only as long as its RTT suggests.
     fn waits_until(&self, now: Timestamp) -> Option<Timestamp> {
-        let routers = self.expected_routers().max(self.last_answered());
+        let routers = self.last_expected();
         let short = (self.spec.rtt * 5 / 4 + Duration::from_millis(30)).min(self.spec.answer_wait);
-        let waiting = self.probes.iter().zip(1..).filter_map(|(probe, ttl)| match probe {
-            SegmentProbe::Sent { at, answer: None } if ttl > routers => Some(*at + short),
+        let waiting = self.probes.iter().filter_map(|(ttl, probe)| match probe {
+            SegmentProbe::Sent { at, answer: None } if *ttl > routers => Some(*at + short),
             SegmentProbe::Sent { at, answer: None } => Some(*at + self.spec.answer_wait),
             SegmentProbe::Sent { .. } | SegmentProbe::NotProbed | SegmentProbe::NotSent => None,
         });
@@ -230,12 +250,12 @@ impl OwnFlowTracer {
     /// be silent, or the ways differ.
     fn routers(&self) -> Option<u8> {
         let last = self.last_answered();
-        (self.spec.position.routers_back().is_none_or(|back| back <= last)).then_some(last)
+        (self.spec.position.routers_back() <= last).then_some(last)
     }
 
     fn trace(&self, now: Timestamp) -> Trace {
-        let length = self.routers().unwrap_or_else(|| self.expected_routers()).min(self.probed());
-        let hops = (1..=length).zip(&self.probes).map(|(ttl, probe)| {
+        let last = self.last_expected();
+        let hops = self.probes.iter().take_while(|(ttl, _)| **ttl <= last).map(|(&ttl, probe)| {
             let (state, sent) = match probe {
                 SegmentProbe::Sent { answer: Some(_), .. } => (HopState::Answered, 1),
                 SegmentProbe::Sent { answer: None, .. } => (HopState::Unanswered, 1),
@@ -289,7 +309,7 @@ mod tests {
         ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none })
     }
 
-    fn tracer(arrived_ttl: Option<u8>, budget: ProbeBudget) -> OwnFlowTracer {
+    fn tracer(arrived_ttl: u8, budget: ProbeBudget) -> OwnFlowTracer {
         // The sequence numbers wrap around within the trace.
         let position = FlowPosition { unacknowledged: 3, expected: 77, arrived_ttl };
         let spec = OwnFlowSpec {
@@ -342,9 +362,11 @@ mod tests {
                         answers.push((now + RTT, ttl, report(&segment, |_| {})));
                     }
                 }
+                // What is sent on the connection takes an RTT, as an answer does.
+                OwnFlowStep::CheckConnection => now = now + RTT,
                 OwnFlowStep::Wait(until) => {
                     assert!(until > now);
-                    now = answers.iter().map(|(due, ..)| *due).min().unwrap_or(until).min(until);
+                    now = answers.iter().map(|(due, ..)| *due).min().unwrap_or(until).min(until).max(now);
                 }
                 OwnFlowStep::Complete(trace) => return (*trace, sent, now),
             }
@@ -352,41 +374,69 @@ mod tests {
     }
 
     #[test]
-    fn all_routers_are_found_in_little_more_than_a_round_trip() {
-        let (trace, sent, ended) = run(tracer(Some(64 - 4), unlimited()), 4, &[]);
-        assert_eq!(sent, [1, 2, 3, 4, 5, 6], "and two behind them");
+    fn all_routers_are_found_in_little_more_than_two_round_trips() {
+        let (trace, sent, ended) = run(tracer(64 - 4, unlimited()), 4, &[]);
+        assert_eq!(sent, [4, 1, 2, 3, 5, 6], "and two behind them");
         assert_eq!((trace.routers, trace.rtt, trace.hops.len()), (Some(4), Some(RTT), 4));
         assert!(trace.hops.iter().all(|hop| hop.state == HopState::Answered));
         assert_eq!(
             trace.hops.iter().map(|hop| hop.answers[0].router).collect::<Vec<_>>(),
             [1, 2, 3, 4].map(router)
         );
-        assert!(ended <= at(45_000), "{ended:?}");
+        assert!(ended <= at(55_000), "{ended:?}");
     }
 
     #[test]
     fn way_that_is_longer_than_the_way_back_is_followed() {
-        for arrived in [Some(64), Some(126), None] {
+        for arrived in [64, 126] {
             let (trace, sent, _) = run(tracer(arrived, unlimited()), 11, &[9]);
-            assert_eq!(sent, (1..=13).collect::<Vec<u8>>(), "{arrived:?}");
+            let mut probed = sent.clone();
+            probed.sort_unstable();
+            assert_eq!(probed, (1..=13).collect::<Vec<u8>>(), "{arrived}");
             assert_eq!((trace.routers, trace.hops.len()), (Some(11), 11));
             assert_eq!(trace.hops[8].state, HopState::Unanswered);
         }
-        let (trace, sent, _) = run(tracer(Some(64), unlimited()), 200, &[]);
+        let (trace, sent, _) = run(tracer(64, unlimited()), 200, &[]);
         assert_eq!((sent.len(), trace.hops.len()), (30, 30), "the largest TTL");
     }
 
     #[test]
     fn number_of_routers_is_not_known_if_the_last_ones_are_silent() {
-        let (trace, _, ended) = run(tracer(Some(64 - 4), unlimited()), 4, &[4]);
+        let (trace, _, ended) = run(tracer(64 - 4, unlimited()), 4, &[4]);
         assert_eq!((trace.routers, trace.hops.len()), (None, 4));
         assert_eq!(trace.hops[3].state, HopState::Unanswered);
-        assert!(ended > at(1_200_000), "its answer was waited for");
+        assert!(ended >= at(1_200_000), "its answer was waited for");
+    }
+
+    #[test]
+    fn silent_routers_stay_in_the_record() {
+        let (trace, _, _) = run(tracer(64 - 3, unlimited()), 3, &[1, 2, 3]);
+        assert_eq!(trace.routers, None);
+        let states: Vec<_> = trace.hops.iter().map(|hop| (hop.ttl, hop.state)).collect();
+        assert_eq!(states, [1, 2, 3].map(|ttl| (ttl, HopState::Unanswered)));
+    }
+
+    #[test]
+    fn connection_is_checked_once_and_only_if_a_segment_was_sent() {
+        let mut refusing = tracer(64 - 2, unlimited());
+        let (mut now, mut checks) = (at(0), 0);
+        loop {
+            match refusing.step(now) {
+                OwnFlowStep::Send { .. } => {}
+                OwnFlowStep::CheckConnection => checks += 1,
+                OwnFlowStep::Wait(until) => now = until,
+                OwnFlowStep::Complete(trace) => {
+                    assert!(trace.hops.iter().all(|hop| hop.state == HopState::NotProbed));
+                    break;
+                }
+            }
+        }
+        assert_eq!(checks, 0, "this host has refused all segments");
     }
 
     #[test]
     fn peer_without_routers_is_reached() {
-        let (trace, sent, _) = run(tracer(Some(64), unlimited()), 0, &[]);
+        let (trace, sent, _) = run(tracer(64, unlimited()), 0, &[]);
         assert_eq!((sent, trace.routers, trace.hops.len()), (vec![1, 2], Some(0), 0));
     }
 
@@ -396,15 +446,15 @@ mod tests {
         let limits = ProbeLimits { router_v4: once, ..ProbeLimits::default() };
         let mut budget = ProbeBudget::new(limits);
         budget.take(Expected::Unknown { ttl: 2, is_v4: true }, at(0)).unwrap();
-        let (trace, sent, _) = run(tracer(Some(64 - 3), budget), 3, &[]);
-        assert_eq!(sent, [1, 3, 4, 5]);
+        let (trace, sent, _) = run(tracer(64 - 3, budget), 3, &[]);
+        assert_eq!(sent, [3, 1, 4, 5]);
         assert_eq!((trace.hops[1].state, trace.hops[1].sent), (HopState::NotProbed, 0));
         assert_eq!(trace.routers, Some(3));
     }
 
     #[test]
     fn answer_must_quote_addresses_ports_and_sequence_number() {
-        let mut tracer = tracer(Some(60), unlimited());
+        let mut tracer = tracer(63, unlimited());
         let OwnFlowStep::Send { ttl: 1, segment } = tracer.step(at(0)) else { panic!() };
         assert_eq!(tracer.received(&report(&segment, |_| {}), router(1), at(5)), None, "it was not sent");
         tracer.sent(1, at(10));
@@ -419,9 +469,12 @@ mod tests {
 
     #[test]
     fn segments_are_below_the_window() {
-        let mut tracer = tracer(Some(60), unlimited());
+        let mut tracer = tracer(60, unlimited());
         let mut now = at(0);
-        for expected in 1..=6 {
+        for expected in [4, 1, 2, 3, 5, 6] {
+            if expected == 1 {
+                assert_eq!(tracer.step(now), OwnFlowStep::CheckConnection);
+            }
             let OwnFlowStep::Send { ttl, segment } = tracer.step(now) else { panic!() };
             let found = ReceivedSegment::decode(&segment).unwrap();
             assert_eq!((ttl, found.next_sequence), (expected, 3_u32.wrapping_sub(expected.into())));
@@ -433,8 +486,7 @@ mod tests {
 
     #[test]
     fn number_of_routers_back_follows_from_the_usual_initial_ttl() {
-        let back =
-            |ttl| FlowPosition { unacknowledged: 0, expected: 0, arrived_ttl: Some(ttl) }.routers_back();
-        assert_eq!([64, 60, 128, 65, 255, 250, 20].map(back), [0, 4, 0, 63, 0, 5, 12].map(Some));
+        let back = |arrived_ttl| FlowPosition { unacknowledged: 0, expected: 0, arrived_ttl }.routers_back();
+        assert_eq!([64, 60, 128, 65, 255, 250, 20].map(back), [0, 4, 0, 63, 0, 5, 12]);
     }
 }

@@ -18,20 +18,21 @@ use pathmeter_proto::trace::ProbeProtocol;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
-use self::own_flow::OwnFlowAdmission;
+use self::own_flow::{OwnFlowAdmission, OwnFlowRefusal};
 use self::report::{ClientTraceReport, TraceEnd, watch};
 use self::tasks::PathTasks;
 use super::observability::Observability;
 use crate::clock::Clock;
-use crate::config::WebSocketRules;
+use crate::config::{ClientTraceMethod, WebSocketRules};
 use crate::datagram::opens_icmp_sockets;
+use crate::http::AcceptedConnection;
 use crate::metrics::websocket::ClientTraceResult;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Path, StartContext};
 use crate::settings::Settings;
-use crate::stream::own_flow::{OwnFlowLimits, TracedConnection};
+use crate::stream::own_flow::OwnFlowLimits;
 use crate::trace::{SingleTrace, start_once};
-use crate::websocket::{ClientConnection, ClientTraceRequest};
+use crate::websocket::ClientTraceRequest;
 
 /// The running traces to clients, at most one for each address.
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl fmt::Display for TraceRefusal {
 }
 
 impl ClientTraces {
-    /// No traces. `seed` must be random.
+    /// `seed` must be random.
     pub(super) fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -132,7 +133,7 @@ impl ClientTraces {
         observability: &Observability,
     ) {
         let ClientTraceRequest { client, connection, messages } = request;
-        let report = ClientTraceReport::new(
+        let mut report = ClientTraceReport::new(
             client,
             messages,
             Arc::clone(&observability.events),
@@ -143,23 +144,41 @@ impl ClientTraces {
             report.refused(refusal);
             return;
         }
-        let running = self.active.values().filter(|active| active.path.is_none()).count();
-        match connection.filter(|_| self.own_flow.allows(client, running, now)) {
-            Some(connection) => self.trace_connection(report, connection, rules, loops),
+        match self.own_flow_connection(client, connection, rules, now) {
+            Some(Ok(connection)) => self.trace_connection(report, connection, rules, loops),
+            Some(Err(refusal)) => {
+                report.fall_back(refusal.to_string());
+                self.trace_address(report, settings, loops);
+            }
             None => self.trace_address(report, settings, loops),
         }
+    }
+
+    /// The connection on which a client is traced, or why it is not, if that is configured.
+    fn own_flow_connection(
+        &self,
+        client: IpAddr,
+        connection: Option<AcceptedConnection>,
+        rules: &WebSocketRules,
+        now: Timestamp,
+    ) -> Option<Result<AcceptedConnection, OwnFlowRefusal>> {
+        if rules.trace_method != ClientTraceMethod::OwnFlow {
+            return None;
+        }
+        let running = self.active.values().filter(|active| active.path.is_none()).count();
+        let admitted = self.own_flow.admit(client, running, now);
+        Some(admitted.and_then(|()| connection.ok_or(OwnFlowRefusal::NoConnection)))
     }
 
     /// Traces the client on its own connection.
     fn trace_connection(
         &mut self,
         report: ClientTraceReport,
-        ClientConnection { socket, local, peer }: ClientConnection,
+        connection: AcceptedConnection,
         rules: &WebSocketRules,
         loops: &Loops,
     ) {
         let id = self.next_id();
-        let connection = TracedConnection { socket, local, peer };
         let limits = OwnFlowLimits {
             hops_max: rules.trace_hops_max,
             answer_wait: rules.trace_timeout,

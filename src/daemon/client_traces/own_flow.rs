@@ -11,9 +11,8 @@ use tracing::warn;
 
 use super::report::{ClientTraceReport, RESULT_MAX, TraceEnd};
 use crate::config::{ClientTraceMethod, TracedClients, WebSocketRules};
-use crate::stream::own_flow::{
-    self, OwnFlowError, OwnFlowLimits, OwnFlowObserver, TracedConnection, is_permitted,
-};
+use crate::http::AcceptedConnection;
+use crate::stream::own_flow::{self, OwnFlowError, OwnFlowLimits, OwnFlowObserver, is_permitted};
 use crate::trace_log::TraceRecord;
 use crate::websocket::ClientMessage;
 
@@ -37,6 +36,19 @@ pub(super) struct OwnFlowAdmission {
     stalled: BTreeMap<IpAddr, Timestamp>,
 }
 
+/// Why a client is not traced on its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum OwnFlowRefusal {
+    #[error("raw sockets need CAP_NET_RAW")]
+    NotPermitted,
+    #[error("a connection of this address has stalled when it was traced")]
+    Stalled,
+    #[error("{RUNNING_MAX} clients are being traced on their connections")]
+    TooMany,
+    #[error("the connection cannot be used besides the server")]
+    NoConnection,
+}
+
 impl OwnFlowAdmission {
     /// Checks the permission when the method is first configured, and says so if it is missing.
     pub(super) fn apply(&mut self, rules: &WebSocketRules) {
@@ -55,9 +67,21 @@ impl OwnFlowAdmission {
     }
 
     /// Whether a client may be traced on its connection, while this many are.
-    pub(super) fn allows(&self, client: IpAddr, running: usize, now: Timestamp) -> bool {
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn admit(&self, client: IpAddr, running: usize, now: Timestamp) -> Result<(), OwnFlowRefusal> {
         let is_stalled = self.stalled.get(&rate_limit_key(client)).is_some_and(|until| *until > now);
-        self.is_permitted == Some(true) && running < RUNNING_MAX && !is_stalled
+        if self.is_permitted != Some(true) {
+            return Err(OwnFlowRefusal::NotPermitted);
+        }
+        if is_stalled {
+            return Err(OwnFlowRefusal::Stalled);
+        }
+        if running >= RUNNING_MAX {
+            return Err(OwnFlowRefusal::TooMany);
+        }
+        Ok(())
     }
 
     /// The connection of a client has stalled.
@@ -96,7 +120,7 @@ impl OwnFlowObserver for ClientTraceReport {
 /// Traces a client on its connection, and reports that.
 pub(super) async fn watch(
     mut report: ClientTraceReport,
-    connection: TracedConnection,
+    connection: AcceptedConnection,
     limits: OwnFlowLimits,
 ) -> TraceEnd {
     let disconnected = report.disconnected();
@@ -109,12 +133,13 @@ pub(super) async fn watch(
         None => report.left(),
         Some(Err(_)) => report.timed_out(),
         Some(Ok(Ok(trace))) => report.complete(TraceRecord::from(&trace)),
-        Some(Ok(Err(OwnFlowError::Stalled))) => {
-            report.stalled(OwnFlowError::Stalled.to_string());
+        Some(Ok(Err(error @ OwnFlowError::Stalled))) => {
+            report.stalled(METHOD, error.to_string());
             return TraceEnd::Stalled;
         }
-        Some(Ok(Err(error @ (OwnFlowError::Sockets(_) | OwnFlowError::Unhealthy)))) => {
+        Some(Ok(Err(error @ (OwnFlowError::RawSocket(_) | OwnFlowError::Unhealthy)))) => {
             if !report.has_begun() {
+                report.fall_back(error.to_string());
                 return TraceEnd::NotBegun(report);
             }
             report.error(error.to_string());
@@ -140,7 +165,7 @@ mod tests {
         let mut admission = permitted();
         let client = |text: &str| -> IpAddr { text.parse().unwrap() };
         admission.stalled(client("2001:db8::1"), at(0));
-        let allowed = |text, seconds| admission.allows(client(text), 0, at(seconds));
+        let allowed = |text, seconds| admission.admit(client(text), 0, at(seconds)).is_ok();
         assert!(!allowed("2001:db8::2", 86_399), "a /64 is one source");
         assert!(allowed("2001:db8:0:1::1", 1));
         assert!(allowed("2001:db8::1", 86_400));
@@ -155,15 +180,16 @@ mod tests {
             admission.stalled(client(index), at(index.into()));
         }
         assert_eq!(admission.stalled.len(), STALLED_MAX);
-        assert!(admission.allows(client(9), 0, at(5_000)), "the first ones are forgotten");
-        assert!(!admission.allows(client(10), 0, at(5_000)));
+        assert_eq!(admission.admit(client(9), 0, at(5_000)), Ok(()), "the first ones are forgotten");
+        assert_eq!(admission.admit(client(10), 0, at(5_000)), Err(OwnFlowRefusal::Stalled));
     }
 
     #[test]
     fn method_needs_permission_and_has_a_limit() {
         let client = [192, 0, 2, 1].into();
-        assert!(!OwnFlowAdmission::default().allows(client, 0, at(0)));
-        assert!(permitted().allows(client, RUNNING_MAX - 1, at(0)));
-        assert!(!permitted().allows(client, RUNNING_MAX, at(0)));
+        let refused = OwnFlowAdmission::default().admit(client, 0, at(0));
+        assert_eq!(refused, Err(OwnFlowRefusal::NotPermitted));
+        assert_eq!(permitted().admit(client, RUNNING_MAX - 1, at(0)), Ok(()));
+        assert_eq!(permitted().admit(client, RUNNING_MAX, at(0)), Err(OwnFlowRefusal::TooMany));
     }
 }

@@ -24,6 +24,8 @@ pub(in crate::daemon) struct ClientTraceReport {
     client: IpAddr,
     /// The protocol of the probes, or `own_flow`; `None` before the trace began.
     method: Option<&'static str>,
+    /// Why the method is not `own_flow`, which is configured.
+    fallback_reason: Option<String>,
     messages: Sender<ClientMessage>,
     events: Arc<EventLog>,
     series: Arc<WebSocketSeries>,
@@ -60,7 +62,8 @@ impl ClientTraceReport {
         series: Arc<WebSocketSeries>,
     ) -> Self {
         let result = ClientTraceResult::Failed;
-        Self { client, method: None, messages, events, series, hops: BTreeSet::new(), result }
+        let (method, fallback_reason, hops) = (None, None, BTreeSet::new());
+        Self { client, method, fallback_reason, messages, events, series, hops, result }
     }
 
     /// Sends a message on the connection of the client. It may have left, and has room for all messages of a
@@ -79,7 +82,6 @@ impl ClientTraceReport {
         async move { messages.closed().await }
     }
 
-    /// The client.
     pub(super) fn client(&self) -> IpAddr {
         self.client
     }
@@ -95,9 +97,15 @@ impl ClientTraceReport {
         self.error(refusal.to_string());
     }
 
+    /// The client is traced by another method than `own_flow`, which is configured.
+    pub(super) fn fall_back(&mut self, reason: String) {
+        self.fallback_reason = Some(reason);
+    }
+
     pub(super) fn connected(&mut self, method: &'static str) {
         self.method = Some(method);
-        self.update(TraceUpdate::Connected { address: self.client, method });
+        let (address, fallback_reason) = (self.client, self.fallback_reason.clone());
+        self.update(TraceUpdate::Connected { address, method, fallback_reason });
     }
 
     /// A router has answered. Only its first answer counts.
@@ -120,8 +128,9 @@ impl ClientTraceReport {
         let TraceRecord { reached, routers, rtt_seconds, duration_seconds, .. } = trace;
         self.update(TraceUpdate::Done { reached, routers, rtt_seconds, duration_seconds });
         self.result = ClientTraceResult::Complete;
-        let method = self.method.unwrap_or_default();
-        self.events.add(&ClientTraced { client: self.client, method, trace });
+        let (client, method) = (self.client, self.method.unwrap_or_default());
+        let fallback_reason = self.fallback_reason.take();
+        self.events.add(&ClientTraced { client, method, fallback_reason, trace });
     }
 
     pub(super) fn left(&mut self) {
@@ -133,10 +142,12 @@ impl ClientTraceReport {
         self.error(format!("no result within {RESULT_MAX:?}"));
     }
 
-    /// The trace has made the connection of the client stall.
-    pub(super) fn stalled(&mut self, reason: String) {
-        self.result = ClientTraceResult::Stalled;
+    /// A trace by this method has made the connection of the client stall: closes it, so that the client need
+    /// not wait until it times out.
+    pub(super) fn stalled(&mut self, method: &'static str, reason: String) {
+        (self.method, self.result) = (Some(method), ClientTraceResult::Stalled);
         self.error(reason);
+        self.send(ClientMessage::Close);
     }
 
     /// There is no trace.
@@ -207,6 +218,7 @@ fn update_of(hop: &HopRecord) -> TraceUpdate {
 struct ClientTraced {
     client: IpAddr,
     method: &'static str,
+    fallback_reason: Option<String>,
     #[serde(flatten)]
     trace: TraceRecord,
 }
@@ -326,6 +338,30 @@ mod tests {
         assert_eq!(updates.recv().await, None);
         assert_eq!(events.after(0).len(), 1);
         assert_eq!(series.traced_as(ClientTraceResult::Complete), 1);
+    }
+
+    #[tokio::test]
+    async fn reason_for_another_method_is_in_the_message_and_the_event() {
+        let Watched { events, mut report, mut updates, .. } = watched(80);
+        report.fall_back("raw sockets need CAP_NET_RAW".to_owned());
+        let (reports, received) = unbounded_channel();
+        let (_failed, failure) = oneshot::channel();
+        reports.send(traced()).unwrap();
+        watch(report, "icmp", received, failure).await;
+        let expected = json!("raw sockets need CAP_NET_RAW");
+        assert_eq!(receive(&mut updates).await["fallback_reason"], expected);
+        assert_eq!(events.after(0)[0].fields["fallback_reason"], expected);
+    }
+
+    #[tokio::test]
+    async fn stalled_connection_is_closed_after_the_error() {
+        let Watched { events, series, mut report, mut updates } = watched(80);
+        report.stalled("own_flow", "stalled".to_owned());
+        drop(report);
+        assert_eq!(receive(&mut updates).await["event"], "error");
+        assert_eq!(updates.recv().await, Some(ClientMessage::Close));
+        assert_eq!(events.after(0)[0].fields["method"], "own_flow");
+        assert_eq!(series.traced_as(ClientTraceResult::Stalled), 1);
     }
 
     #[tokio::test]

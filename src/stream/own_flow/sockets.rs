@@ -1,6 +1,7 @@
 //! The raw sockets of a trace on a connection.
 
 use std::io::{self, IoSliceMut};
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 
@@ -17,35 +18,53 @@ use crate::clock::Clock;
 use crate::datagram::{FilterField, FilterStart, accept_only};
 
 /// A raw TCP socket, which sends segments and receives those of the client, and a raw ICMP socket, which
-/// receives the reports of routers. Both receive only what belongs to the connection.
+/// receives the answers of routers. Both receive only what belongs to the connection.
 #[derive(Debug)]
 pub(super) struct TraceSockets {
     segments: UdpSocket,
-    reports: UdpSocket,
+    messages: UdpSocket,
     local: SocketAddr,
     peer: SocketAddr,
     clock: Clock,
-    /// When the first segment was sent: reports arrive later.
+    /// When the first segment was sent: answers arrive later.
     sent_at: Option<Timestamp>,
 }
 
-/// A report of a router.
+/// A received ICMP message about a segment.
 #[derive(Debug)]
-pub(super) struct Report {
-    /// The ICMP message.
-    pub(super) message: Vec<u8>,
+pub(super) struct IcmpMessage {
+    /// From its ICMP header on.
+    pub(super) bytes: Vec<u8>,
     pub(super) from: IpAddr,
     pub(super) at: Timestamp,
 }
 
-/// Type numbers of reports that a TTL has ended (RFC 792, RFC 4443).
+/// Why the raw sockets of a trace could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {error}")]
+pub struct RawSocketError {
+    operation: &'static str,
+    error: io::Error,
+}
+
+impl RawSocketError {
+    pub(super) fn of(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self { operation, error }
+    }
+}
+
+/// Type numbers of ICMP messages that a TTL has ended (RFC 792, RFC 4443).
 const TIME_EXCEEDED_V4: u8 = 11;
 const TIME_EXCEEDED_V6: u8 = 3;
 
 /// Protocol number of TCP.
 const TCP: u8 = 6;
 
-/// Bytes that are read of a packet. Reports of routers are shorter (RFC 1812, RFC 4443); of segments the
+/// Received segments that are read to find the latest one; further ones are left. Chosen: more than the
+/// kernel keeps for the socket, so that a client that sends without pause does not delay others.
+pub(super) const SEGMENTS_MAX: usize = 1_024;
+
+/// Bytes that are read of a packet. Answers of routers are shorter (RFC 1812, RFC 4443); of segments the
 /// rest is only counted.
 const PACKET_BYTES: usize = 1_500;
 
@@ -68,70 +87,68 @@ impl TraceSockets {
     /// Opens the sockets for a connection.
     ///
     /// # Errors
-    /// If one of them cannot be opened.
-    pub(super) fn open(local: SocketAddr, peer: SocketAddr) -> io::Result<Self> {
+    /// If one of them cannot be opened or configured.
+    pub(super) fn open(local: SocketAddr, peer: SocketAddr) -> Result<Self, RawSocketError> {
         let is_v4 = peer.is_ipv4();
-        let (start, reports, time_exceeded, protocol_at, header_bytes) = match is_v4 {
+        let (start, icmp, time_exceeded, protocol_at, header_bytes) = match is_v4 {
             true => (FilterStart::AfterIpv4Header, Protocol::ICMPV4, TIME_EXCEEDED_V4, 9, IPV4_BYTES),
             false => (FilterStart::FirstByte, Protocol::ICMPV6, TIME_EXCEEDED_V6, 6, IPV6_BYTES),
         };
-        let segments = open(local, Protocol::TCP)?;
-        accept_only(
-            &segments,
-            start,
-            &[FilterField::Half(0, peer.port()), FilterField::Half(2, local.port())],
-        )?;
+        let segments = open(local, Protocol::TCP).map_err(RawSocketError::of("opening a raw TCP socket"))?;
+        let ports = [FilterField::Half(0, peer.port()), FilterField::Half(2, local.port())];
+        accept_only(&segments, start, &ports).map_err(RawSocketError::of("filtering segments"))?;
         if !is_v4 {
-            segments.set_recv_hoplimit_v6(true)?;
-            kernel::disable_flow_label(&segments)?;
+            let received = segments.set_recv_hoplimit_v6(true);
+            received.map_err(RawSocketError::of("receiving hop limits"))?;
+            kernel::disable_flow_label(&segments)
+                .map_err(RawSocketError::of("setting the flow label of segments"))?;
         }
         // The kernel then delivers only what the client sends.
-        segments.connect(&without_port(peer).into())?;
-        let reports = open(local, reports)?;
+        segments
+            .connect(&without_port(peer).into())
+            .map_err(RawSocketError::of("connecting a raw TCP socket"))?;
+        let messages = open(local, icmp).map_err(RawSocketError::of("opening a raw ICMP socket"))?;
         let ports_at = ICMP_BYTES + header_bytes;
-        accept_only(
-            &reports,
-            start,
-            &[
-                FilterField::Byte(0, time_exceeded),
-                FilterField::Byte(ICMP_BYTES + protocol_at, TCP),
-                FilterField::Half(ports_at, local.port()),
-                FilterField::Half(ports_at + 2, peer.port()),
-            ],
-        )?;
+        let fields = [
+            FilterField::Byte(0, time_exceeded),
+            FilterField::Byte(ICMP_BYTES + protocol_at, TCP),
+            FilterField::Half(ports_at, local.port()),
+            FilterField::Half(ports_at + 2, peer.port()),
+        ];
+        accept_only(&messages, start, &fields).map_err(RawSocketError::of("filtering ICMP messages"))?;
         // Without kernel timestamps this process reads the clock.
-        let _ = kernel::request_rx_timestamps(&reports);
-        let (segments, reports) = (registered(segments)?, registered(reports)?);
-        Ok(Self { segments, reports, local, peer, clock: Clock::new(), sent_at: None })
+        let _ = kernel::request_rx_timestamps(&messages);
+        let segments = registered(segments)?;
+        let messages = registered(messages)?;
+        Ok(Self { segments, messages, local, peer, clock: Clock::new(), sent_at: None })
     }
 
     /// Sends a segment with a TTL. Returns when.
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(super) fn send(&mut self, ttl: u8, segment: &[u8]) -> io::Result<Timestamp> {
+    pub(super) fn send(&mut self, ttl: u8, segment: &[u8]) -> Result<Timestamp, RawSocketError> {
         let socket = SockRef::from(&self.segments);
-        match self.peer.is_ipv4() {
-            true => socket.set_ttl_v4(ttl.into())?,
-            false => socket.set_unicast_hops_v6(ttl.into())?,
-        }
+        let limited = match self.peer.is_ipv4() {
+            true => socket.set_ttl_v4(ttl.into()),
+            false => socket.set_unicast_hops_v6(ttl.into()),
+        };
+        limited.map_err(RawSocketError::of("setting the TTL of a segment"))?;
         let at = Clock::now();
-        socket.send(segment)?;
+        socket.send(segment).map_err(RawSocketError::of("sending a segment"))?;
         self.sent_at.get_or_insert(at);
         Ok(at)
     }
 
-    /// Waits for the next segment of the client. Returns where the connection stands.
-    ///
-    /// # Errors
-    /// If the socket cannot be read.
-    pub(super) async fn next_position(&self) -> io::Result<FlowPosition> {
-        loop {
-            let packet = next_packet(&self.segments).await?;
-            if let Some(position) = self.position(&packet) {
-                return Ok(position);
-            }
-        }
+    /// Discards the segments that have arrived.
+    pub(super) fn discard_segments(&self) {
+        let _ = self.latest_position();
+    }
+
+    /// Where the connection stands, as the latest segment shows that has arrived; `None`: none has.
+    pub(super) fn latest_position(&self) -> Option<FlowPosition> {
+        let packets = iter::from_fn(|| Packet::receive(&self.segments).ok()).take(SEGMENTS_MAX);
+        packets.filter_map(|packet| self.position(&packet)).last()
     }
 
     fn position(&self, packet: &Packet) -> Option<FlowPosition> {
@@ -142,38 +159,41 @@ impl TraceSockets {
         if packet.from != Some(self.peer.ip()) || ports != (self.peer.port(), self.local.port()) {
             return None;
         }
+        // An IPv6 packet may also have arrived before its hop limit was asked for.
         let arrived_ttl = if self.peer.is_ipv4() { packet.bytes.get(8).copied() } else { packet.hop_limit };
-        Some(FlowPosition::of(segment, arrived_ttl))
+        Some(FlowPosition::of(segment, arrived_ttl?))
     }
 
-    /// Waits for the next report of a router.
+    /// Waits for the next answer of a router.
     ///
     /// # Errors
     /// If the socket cannot be read.
-    pub(super) async fn next_report(&mut self) -> io::Result<Report> {
+    pub(super) async fn next_message(&mut self) -> Result<IcmpMessage, RawSocketError> {
         loop {
-            let packet = next_packet(&self.reports).await?;
-            if let Some(report) = self.report(packet) {
-                return Ok(report);
+            let socket = &self.messages;
+            let received = socket.async_io(Interest::READABLE, || Packet::receive(socket)).await;
+            let packet = received.map_err(RawSocketError::of("receiving ICMP messages"))?;
+            if let Some(message) = self.message(packet) {
+                return Ok(message);
             }
         }
     }
 
-    /// The next report of a router that has arrived; `None`: none has.
-    pub(super) fn received_report(&mut self) -> Option<Report> {
-        let packet = Packet::receive(&self.reports).ok()?;
-        self.report(packet)
+    /// The next answer of a router that has arrived; `None`: none has.
+    pub(super) fn received_message(&mut self) -> Option<IcmpMessage> {
+        let packet = Packet::receive(&self.messages).ok()?;
+        self.message(packet)
     }
 
-    fn report(&mut self, packet: Packet) -> Option<Report> {
+    fn message(&mut self, packet: Packet) -> Option<IcmpMessage> {
         let header_bytes = self.header_bytes(&packet.bytes)?;
         let now = Clock::now();
         let at = match (packet.timestamp, self.sent_at) {
             (Some(timestamp), Some(sent_at)) => self.clock.monotonic_of(timestamp, sent_at, now),
             _ => now,
         };
-        let message = packet.bytes.get(header_bytes..)?.to_vec();
-        Some(Report { message, from: packet.from?, at })
+        let bytes = packet.bytes.get(header_bytes..)?.to_vec();
+        Some(IcmpMessage { bytes, from: packet.from?, at })
     }
 
     /// Length of the IP header in a received packet.
@@ -193,12 +213,8 @@ fn open(local: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
 }
 
 /// Lets the runtime wait for the socket, which a type for another kind of socket serves as well.
-fn registered(socket: Socket) -> io::Result<UdpSocket> {
-    UdpSocket::from_std(socket.into())
-}
-
-async fn next_packet(socket: &UdpSocket) -> io::Result<Packet> {
-    socket.async_io(Interest::READABLE, || Packet::receive(socket)).await
+fn registered(socket: Socket) -> Result<UdpSocket, RawSocketError> {
+    UdpSocket::from_std(socket.into()).map_err(RawSocketError::of("waiting for a raw socket"))
 }
 
 /// Raw sockets have no port.

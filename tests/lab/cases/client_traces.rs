@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use pathmeter_lab::{DEADLINE, Net, NetPlan, eventually};
@@ -155,6 +156,7 @@ pub(crate) fn own_flow() -> Result<(), Inconclusive> {
         messages.iter().for_each(|message| client.send(0x81, message.as_bytes()));
         let updates = client.updates();
         assert_eq!(updates[0]["method"], "own_flow", "{updates:?}");
+        assert_eq!(updates[0]["fallback_reason"], Value::Null, "{updates:?}");
         assert_eq!(routers(&updates), routers_of_chain(is_v4, "reverse"), "{updates:?}");
         let done = &updates[updates.len() - 1];
         assert_eq!(
@@ -296,9 +298,13 @@ pub(crate) fn own_flow_clamped() {
     let page = b.page();
     assert_eq!(page.count("pathmeter_websocket_traces_total", &["result=\"stalled\""]), 1, "{page}");
     assert!(b.log().contains("a client's connection stalled"), "{}", b.log());
+    b.page_when("the connection is closed", |page| {
+        page.count("pathmeter_websocket_clients_closed_total", &["reason=\"stalled\""]) == 1
+    });
     let mut next = TracedClient::connect(&net, net.v4("b"));
     let updates = next.updates();
     assert_ne!(updates[0]["method"], "own_flow", "{updates:?}");
+    assert_eq!(updates[0]["fallback_reason"], "a connection of this address has stalled when it was traced");
     assert_eq!(updates[updates.len() - 1]["event"], "done", "{updates:?}");
 }
 
@@ -325,6 +331,84 @@ pub(crate) fn own_flow_unhealthy() {
     assert_eq!(routers(&updates).len(), 4, "{updates:?}");
 }
 
+/// A connection over which nothing reaches the client is left alone, also if the client sends.
+pub(crate) fn own_flow_deaf() {
+    let net = NetPlan::chain(4).build(22);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    // Only the response to the handshake, and the messages of another method, are that long.
+    net.node("a").nft(
+        "add table ip deaf\n\
+         add chain ip deaf pre { type filter hook prerouting priority mangle; }\n\
+         add rule ip deaf pre tcp sport 9862 tcp flags & psh == psh ip length < 100 drop\n",
+    );
+    let b = start(&net, "300ms");
+    let mut client = TracedClient::connect(&net, net.v4("b"));
+    client.send(0x81, b"x");
+    let page = b.page_when("the trace is complete", |page| {
+        page.count("pathmeter_websocket_traces_total", &["result=\"complete\""]) == 1
+    });
+    assert_eq!(page.count("pathmeter_websocket_traces_total", &[]), 1, "{page}");
+    net.node("a").nft("delete table ip deaf\n");
+    let updates = client.updates();
+    assert!([json!("icmp"), json!("udp")].contains(&updates[0]["method"]), "{updates:?}");
+    assert_eq!(updates[0]["fallback_reason"], "the connection is lossy or does not answer", "{updates:?}");
+    let updates = TracedClient::connect(&net, net.v4("b")).updates();
+    assert_eq!(updates[0]["method"], "own_flow", "the address is not excluded: {updates:?}");
+}
+
+/// If this host does not let the segments leave, the client is traced by another method, which says why.
+pub(crate) fn own_flow_refused() {
+    let net = NetPlan::chain(4).build(23);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    net.node("b").nft(
+        "add table ip refuse\n\
+         add chain ip refuse output { type filter hook output priority 0; }\n\
+         add rule ip refuse output tcp sport 9862 ip ttl < 32 drop\n",
+    );
+    let b = start(&net, "300ms");
+    let updates = TracedClient::connect(&net, net.v4("b")).updates();
+    assert!([json!("icmp"), json!("udp")].contains(&updates[0]["method"]), "{updates:?}");
+    let reason = &updates[0]["fallback_reason"];
+    assert!(reason.as_str().unwrap().starts_with("sending a segment: Operation not permitted"), "{reason}");
+    assert_eq!(routers(&updates).len(), 4, "{updates:?}");
+    let events = b.json("/api/v1/events");
+    let mut events = events["events"].as_array().unwrap().iter();
+    let event = events.find(|event| event["event"] == "client_traced").expect("the operator sees it");
+    assert_eq!(event["fallback_reason"], *reason, "{event}");
+}
+
+/// ICMP messages about the connection that arrive without pause hold up neither the trace nor the agent.
+pub(crate) fn own_flow_flooded() {
+    let net = NetPlan::chain(4).build(24);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    let b = start(&net, "300ms");
+    let to = net.v4("b");
+    let open = || Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::ICMPV4));
+    let socket = net.node("b").within(open).unwrap();
+    let mut client = TracedClient::connect(&net, to);
+    let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
+    message.extend([0; 8]);
+    message.extend(9_862_u16.to_be_bytes());
+    message.extend(client.stream.local_addr().unwrap().port().to_be_bytes());
+    message.extend([0; 4]);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                let _ = socket.send_to(&message, &SocketAddr::new(to, 0).into());
+            }
+        });
+        let updates = client.updates();
+        b.page();
+        is_over.store(true, Relaxed);
+        assert_eq!(updates[0]["method"], "own_flow", "{updates:?}");
+        assert_eq!(updates[updates.len() - 1]["event"], "done", "{updates:?}");
+    });
+}
+
 /// Without the capability the agent says so once, and names the method that it uses instead.
 pub(crate) fn own_flow_not_permitted() {
     let net = NetPlan::chain(4).build(19);
@@ -334,6 +418,7 @@ pub(crate) fn own_flow_not_permitted() {
     for _ in 0..2 {
         let updates = TracedClient::connect(&net, net.v4("b")).updates();
         assert!([json!("icmp"), json!("udp")].contains(&updates[0]["method"]), "{updates:?}");
+        assert_eq!(updates[0]["fallback_reason"], "raw sockets need CAP_NET_RAW", "{updates:?}");
         assert_eq!(routers(&updates).len(), 4, "{updates:?}");
     }
     assert_eq!(b.log().matches("CAP_NET_RAW").count(), 1, "{}", b.log());
