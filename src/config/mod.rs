@@ -230,13 +230,16 @@ pub struct WebSocketRules {
     pub idle_timeout: Duration,
     /// The clients to which the route is traced.
     pub trace: TracedClients,
-    /// How these traces are made.
+    /// How these traces are made: `unprivileged` with packets of their own; `own_flow` on the client's own
+    /// TCP connection. `own_flow` needs CAP_NET_RAW: without it traces are made as with `unprivileged`, and
+    /// the log and `fallback_reason` of each trace say so.
     pub trace_method: ClientTraceMethod,
     /// Largest TTL of these traces.
     pub trace_hops_max: u8,
     /// How long a router, or the client, may take to answer a probe.
     pub trace_timeout: Duration,
-    /// Maximum traces of clients that begin per second.
+    /// Maximum traces of clients that begin per second, five of them at once. Each address, or IPv6 /64, has
+    /// a quarter of it, two at once: with 1, one address is traced every 4 s.
     pub traces_per_second: u32,
 }
 

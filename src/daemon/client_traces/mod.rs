@@ -97,10 +97,12 @@ impl fmt::Display for TraceRefusal {
         match self {
             Self::Running => f.write_str("a trace to your address is running"),
             Self::SourceRate(spacing) => {
-                write!(f, "at most one trace to your address begins every {spacing:?}; connect again later")
+                let seconds = (spacing.as_secs_f64() * 100.0).round() / 100.0;
+                write!(f, "at most one trace to your address begins every {seconds} s; connect again later")
             }
             Self::TotalRate(rate) => {
-                write!(f, "at most {rate} traces begin per second; connect again later")
+                let traces = if *rate == 1 { "trace begins" } else { "traces begin" };
+                write!(f, "at most {rate} {traces} per second; connect again later")
             }
         }
     }

@@ -91,10 +91,11 @@ impl ClientTraceReport {
         self.method.is_some()
     }
 
-    /// The client is not traced.
+    /// The client is not traced. That is only counted: with an event for each connection, clients that
+    /// connect often would displace all others.
     pub(super) fn refused(mut self, refusal: TraceRefusal) {
         self.result = refusal.result();
-        self.error(refusal.to_string());
+        self.update(TraceUpdate::Error { reason: refusal.to_string() });
     }
 
     /// The client is traced by another method than `own_flow`, which is configured.
@@ -139,7 +140,7 @@ impl ClientTraceReport {
     }
 
     pub(super) fn timed_out(&self) {
-        self.error(format!("no result within {RESULT_MAX:?}"));
+        self.error(format!("no result within {} s", RESULT_MAX.as_secs()));
     }
 
     /// A trace by this method has made the connection of the client stall: closes it, so that the client need
@@ -338,6 +339,19 @@ mod tests {
         assert_eq!(updates.recv().await, None);
         assert_eq!(events.after(0).len(), 1);
         assert_eq!(series.traced_as(ClientTraceResult::Complete), 1);
+    }
+
+    #[tokio::test]
+    async fn refused_trace_is_counted_and_no_event() {
+        let Watched { events, series, report, mut updates } = watched(80);
+        report.refused(TraceRefusal::SourceRate(Duration::from_nanos(1_333_333_332)));
+        let update = receive(&mut updates).await;
+        assert_eq!(
+            update["reason"],
+            "at most one trace to your address begins every 1.33 s; connect again later"
+        );
+        assert_eq!(events.after(0).len(), 0);
+        assert_eq!(series.traced_as(ClientTraceResult::SourceRate), 1);
     }
 
     #[tokio::test]
