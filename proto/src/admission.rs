@@ -68,7 +68,16 @@ impl Policy {
     }
 }
 
-/// The rate limits: a token bucket for each source and one for all.
+/// Rates up to which requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Of each source.
+    pub per_source: TokenRate,
+    /// Of all sources together.
+    pub total: TokenRate,
+}
+
+/// The token buckets of the rate limits: one for each source and one for all.
 #[derive(Debug)]
 pub struct Rates {
     total: TokenBucket,
@@ -93,18 +102,18 @@ impl Rates {
     /// # Errors
     /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty.
     pub fn take(&mut self, policy: &Policy, source: IpAddr, now: Timestamp) -> Result<(), Refusal> {
-        let of_source = TokenRate::per_second(policy.rate_per_source).ok_or(Refusal::SourceRate)?;
+        let per_source = TokenRate::per_second(policy.rate_per_source).ok_or(Refusal::SourceRate)?;
         let total = TokenRate::per_second(policy.rate).ok_or(Refusal::TotalRate)?;
-        self.take_within((of_source, total), source, now)
+        self.take_within(RateLimits { per_source, total }, source, now)
     }
 
-    /// The same with the rates of each source and of all.
+    /// Takes a token for a request of `source` from both buckets, with these limits instead of a policy's.
     ///
     /// # Errors
     /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty. No token is taken then.
     pub fn take_within(
         &mut self,
-        (of_source, total): (TokenRate, TokenRate),
+        RateLimits { per_source, total }: RateLimits,
         source: IpAddr,
         now: Timestamp,
     ) -> Result<(), Refusal> {
@@ -117,13 +126,13 @@ impl Rates {
             self.young.insert(key, bucket);
         }
         let bucket = self.young.get_mut(&key).expect("it was inserted above");
-        if bucket.available_at(of_source, now) > now {
+        if bucket.available_at(per_source, now) > now {
             return Err(Refusal::SourceRate);
         }
         if self.total.available_at(total, now) > now {
             return Err(Refusal::TotalRate);
         }
-        bucket.reserve(of_source, now);
+        bucket.reserve(per_source, now);
         self.total.reserve(total, now);
         Ok(())
     }
@@ -190,7 +199,7 @@ mod tests {
     fn request_that_is_refused_by_the_total_rate_takes_no_token_of_its_source() {
         let mut rates = Rates::new();
         let once = |seconds| TokenRate { spacing: Duration::from_secs(seconds), burst: 1 };
-        let limits = (once(100), once(1));
+        let limits = RateLimits { per_source: once(100), total: once(1) };
         let now = Timestamp::from_nanos(1_000_000_000_000);
         assert_eq!(rates.take_within(limits, host(1), now), Ok(()));
         assert_eq!(rates.take_within(limits, host(2), now), Err(Refusal::TotalRate));

@@ -56,10 +56,18 @@ impl ClientRules {
     }
 }
 
-/// Echoes all messages from `stream`, of which `read` was read before, until it ends or `close_requested`
-/// completes. Returns why the connection ended.
+/// The stream of a client after the handshake.
+#[derive(Debug)]
+pub(super) struct ClientStream<S> {
+    pub(super) stream: S,
+    /// What was read of it before, with the handshake.
+    pub(super) read: Bytes,
+}
+
+/// Echoes all messages of a client until its stream ends or `close_requested` completes. Returns why the
+/// connection ended.
 pub(super) async fn serve<S>(
-    (stream, read): (S, Bytes),
+    ClientStream { stream, read }: ClientStream<S>,
     rules: ClientRules,
     series: &WebSocketSeries,
     trace: Option<ClientTrace>,

@@ -32,7 +32,7 @@ use crate::http::server::Body;
 use crate::identity::WouldAnswer;
 use crate::metrics::websocket::{ClientTraceResult, CloseReason, WebSocketSeries};
 use crate::tls::MaybeTls;
-use client::ClientRules;
+use client::{ClientRules, ClientStream};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
 pub use handshake::is_requested;
@@ -209,12 +209,12 @@ impl WebSocketResponder {
                         Ok(parts) => {
                             let stream = parts.io.into_inner();
                             let trace = trace.map(|trace| trace.send(peer, Some(stream.get_ref())));
-                            let stream = (stream, parts.read_buf);
+                            let stream = ClientStream { stream, read: parts.read_buf };
                             client::serve(stream, client_rules, &series, trace, close_requested).await
                         }
                         Err(upgraded) => {
                             let trace = trace.map(|trace| trace.send(peer, None));
-                            let stream = (TokioIo::new(upgraded), Bytes::new());
+                            let stream = ClientStream { stream: TokioIo::new(upgraded), read: Bytes::new() };
                             client::serve(stream, client_rules, &series, trace, close_requested).await
                         }
                     }

@@ -39,7 +39,7 @@ fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
 
 fn serve_traced(rules: &WebSocketRules, capacity: usize, trace: Option<ClientTrace>) -> Served {
     let (stream, server_stream) = duplex(capacity);
-    let served = (server_stream, Bytes::new());
+    let served = ClientStream { stream: server_stream, read: Bytes::new() };
     let (client_rules, series) =
         (ClientRules::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
     let (close, close_requested) = oneshot::channel();

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::admission::{Rates, Refusal};
+use pathmeter_proto::admission::{RateLimits, Rates, Refusal};
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::token_bucket::TokenRate;
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use self::own_flow::{OwnFlowAdmission, OwnFlowRefusal};
 use self::report::{ClientTraceReport, TraceEnd, watch};
-use self::tasks::PathTasks;
+use self::tasks::{EndedTask, PathTasks};
 use super::observability::Observability;
 use crate::clock::Clock;
 use crate::config::{ClientTraceMethod, WebSocketRules};
@@ -236,10 +236,10 @@ impl ClientTraces {
         }
         let spacing = Duration::from_secs(1) / per_second;
         let total = TokenRate { spacing, burst: BURST };
-        let of_source = TokenRate { spacing: spacing * SOURCE_SHARE, burst: SOURCE_BURST };
-        match self.rates.take_within((of_source, total), client, now) {
+        let per_source = TokenRate { spacing: spacing * SOURCE_SHARE, burst: SOURCE_BURST };
+        match self.rates.take_within(RateLimits { per_source, total }, client, now) {
             Ok(()) => Ok(()),
-            Err(Refusal::SourceRate) => Err(TraceRefusal::SourceRate(of_source.spacing)),
+            Err(Refusal::SourceRate) => Err(TraceRefusal::SourceRate(per_source.spacing)),
             Err(_) => Err(TraceRefusal::TotalRate(per_second)),
         }
     }
@@ -259,14 +259,14 @@ impl ClientTraces {
     }
 
     /// Waits for the end of the task of a trace. `None`: none is running.
-    pub(super) async fn next_ended(&mut self) -> Option<(PathId, Option<TraceEnd>)> {
+    pub(super) async fn next_ended(&mut self) -> Option<EndedTask<TraceEnd>> {
         self.tasks.next_ended().await
     }
 
     /// Stops the trace of a task that has ended.
     pub(super) fn on_ended(
         &mut self,
-        (id, end): (PathId, Option<TraceEnd>),
+        EndedTask { path: id, result: end }: EndedTask<TraceEnd>,
         settings: &Settings,
         loops: &Loops,
     ) {
