@@ -132,9 +132,13 @@ const MEASURING: &[Row] = &[
         "further ones are traced by another method; the first one is forgotten",
     ),
     (
-        "time for a client's connection to acknowledge what is sent before, in and after its trace: minimum, RTTs",
-        &["src/stream/own_flow/mod.rs:ANSWER_MIN", "src/stream/own_flow/mod.rs:ANSWER_RTTS"],
-        "before: traced by another method; after: it has stalled, and is closed, unless the client does not read",
+        "time for a client's connection to acknowledge what is sent before, in and after its trace: minimum, RTTs, until it has stalled",
+        &[
+            "src/stream/own_flow/mod.rs:ANSWER_MIN",
+            "src/stream/own_flow/mod.rs:ANSWER_RTTS",
+            "src/stream/own_flow/mod.rs:STALLED_AFTER",
+        ],
+        "before: traced by another method; in or after: the trace ends; stalled: it is closed, unless the client does not read",
     ),
     (
         "ICMP messages about a client's connection that are read at once; segments searched for the latest one",

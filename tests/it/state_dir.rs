@@ -110,7 +110,10 @@ fn folder_that_cannot_be_used_is_reported_and_the_agent_measures() {
     let not_a_folder = folder.path().join("lock");
     let third = Agent::start(&b, &config(&b, &a, &not_a_folder));
     let found = error(&third);
-    assert!(found.as_str().unwrap().contains("create it for the user of the agent"), "{found}");
+    assert!(
+        found.as_str().unwrap().contains("the user of the agent must be able to create and write it"),
+        "{found}"
+    );
 }
 
 #[test]

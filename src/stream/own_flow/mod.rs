@@ -83,6 +83,10 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How many RTTs it has.
 const ANSWER_RTTS: u32 = 3;
 
+/// How long nothing must be acknowledged until the connection has stalled. Chosen: 5 s, in which TCP sends a
+/// lost segment again four times (RFC 6298, from 200 ms on, doubling), and a full queue is emptied.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
+
 /// Traces the way to the client of a connection.
 ///
 /// # Errors
@@ -113,8 +117,10 @@ pub async fn trace(
     let trace = probe(OwnFlowTracer::new(spec, Clock::now()), &mut sockets, &connection, observer).await?;
     // What is sent from here on comes after all segments with limited TTLs.
     match connection.ping(observer).await {
-        Ok(Acknowledgment::Missing) => Err(OwnFlowError::Stalled),
-        Ok(Acknowledgment::InTime | Acknowledgment::NothingSent) | Err(_) => Ok(trace),
+        Ok(Acknowledgment::Missing) if connection.has_stalled().await? => Err(OwnFlowError::Stalled),
+        Ok(Acknowledgment::Missing | Acknowledgment::InTime | Acknowledgment::NothingSent) | Err(_) => {
+            Ok(trace)
+        }
     }
 }
 
@@ -149,8 +155,10 @@ async fn probe(
                     observer.begun();
                     has_begun = true;
                 }
-                Acknowledgment::Missing => return Err(OwnFlowError::Stalled),
-                Acknowledgment::NothingSent => return Err(OwnFlowError::Unhealthy),
+                Acknowledgment::Missing if connection.has_stalled().await? => {
+                    return Err(OwnFlowError::Stalled);
+                }
+                Acknowledgment::Missing | Acknowledgment::NothingSent => return Err(OwnFlowError::Unhealthy),
             },
             OwnFlowStep::Wait(until) => tokio::select! {
                 message = sockets.next_message() => received(&mut tracer, &message?, observer),
@@ -204,6 +212,22 @@ impl CheckedConnection {
                 let is_missing = acknowledged < sent;
                 Ok(if is_missing { Acknowledgment::Missing } else { Acknowledgment::NothingSent })
             }
+        }
+    }
+
+    /// Whether nothing that is in flight is acknowledged within [`STALLED_AFTER`]. Loss and growing queues
+    /// delay an acknowledgment, too, but TCP repairs that.
+    async fn has_stalled(&self) -> Result<bool, OwnFlowError> {
+        let before = delivery(&self.socket)?.acknowledged;
+        let progress = async {
+            while delivery(&self.socket)?.acknowledged == before {
+                sleep(CHECK_INTERVAL).await;
+            }
+            Ok(())
+        };
+        match timeout(STALLED_AFTER, progress).await {
+            Ok(outcome) => outcome.map(|()| false),
+            Err(_) => Ok(true),
         }
     }
 }
