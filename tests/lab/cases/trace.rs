@@ -420,7 +420,9 @@ pub(crate) fn clamped() {
         assert_eq!(found, (&json!(expected), &router, &json!(0)), "{event}");
         let trace = eventually("a trace without hops", || {
             let trace = flows(&a).first()?["forward"]["trace"].clone();
-            (trace["ttl_clamped"] == true).then_some(trace)
+            // Answers may come later than the first trace waits for them.
+            let is_reached = expected == "lowered" || trace["reached"] == true;
+            (trace["ttl_clamped"] == true && is_reached).then_some(trace)
         });
         assert_eq!((&trace["routers"], &trace["hops"]), (&Value::Null, &json!([])), "{trace}");
         let page = a.page_when("the gauge", |page| {
@@ -428,7 +430,6 @@ pub(crate) fn clamped() {
         });
         assert!(!page.has("pathmeter_trace_routers", &["direction=\"forward\""]), "{page}");
         if expected == "raised" {
-            assert_eq!(trace["reached"], true, "{trace}");
             let back = first_trace(&a, "reverse");
             assert_eq!((&back["routers"], &back["ttl_clamped"]), (&json!(4), &json!(false)), "{back}");
             // The other agent's replies pass the same router.
