@@ -194,13 +194,15 @@ impl PeerRoutes {
         let mut has_other_route = false;
         for record in &records {
             let earlier = self.known.remove(&record.id).unwrap_or_default();
-            let current = record.route_ids().map(|id| id.map(str::to_owned));
-            let both = current.into_iter().zip(earlier).map(|(current, earlier)| {
-                has_other_route |= current.is_some() && earlier.is_some() && current != earlier;
-                current.or(earlier)
+            let current = record.route_ids();
+            let routes = [0, 1].map(|direction| match (current[direction], &earlier[direction]) {
+                (Some(current), earlier) => {
+                    has_other_route |= earlier.as_ref().is_some_and(|earlier| earlier != current);
+                    Some(current.to_owned())
+                }
+                (None, earlier) => earlier.clone(),
             });
-            let mut both = both.collect::<Vec<_>>().into_iter();
-            known.insert(record.id.clone(), [both.next().flatten(), both.next().flatten()]);
+            known.insert(record.id.clone(), routes);
         }
         self.known = known;
         let change = self.set_latest(records);

@@ -47,10 +47,10 @@ const FIRST_ID: u64 = 1 << 62;
 
 /// Paths that wait to be enumerated; further ones are not added. Chosen: an enumeration takes minutes, so the
 /// last of them waits for hours.
-pub(super) const WAITING_MAX: usize = 64;
+const WAITING_MAX: usize = 64;
 
-/// Longest time of an enumeration; then it has failed, and the next one begins. Chosen: routers answer its at
-/// most 3,000 probes in an hour.
+/// Longest time of an enumeration; then it has failed, and the next one begins. Chosen: 1 h. One takes
+/// minutes; what starves behind many traces must not keep all others waiting.
 const DURATION_MAX: Duration = Duration::from_secs(3_600);
 
 /// Number of enumerations that are kept as events; the oldest is dropped. Chosen: each is up to tens of

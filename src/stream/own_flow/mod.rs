@@ -117,7 +117,9 @@ pub async fn trace(
     let trace = probe(OwnFlowTracer::new(spec, Clock::now()), &mut sockets, &connection, observer).await?;
     // What is sent from here on comes after all segments with limited TTLs.
     match connection.ping(observer).await {
-        Ok(Acknowledgment::Missing) if connection.has_stalled().await? => Err(OwnFlowError::Stalled),
+        Ok(Acknowledgment::Missing) if matches!(connection.has_stalled().await, Ok(true)) => {
+            Err(OwnFlowError::Stalled)
+        }
         Ok(Acknowledgment::Missing | Acknowledgment::InTime | Acknowledgment::NothingSent) | Err(_) => {
             Ok(trace)
         }

@@ -273,7 +273,7 @@ pub(crate) fn own_flow_balanced() {
     assert!(found.len() > 1, "the flows differ");
 }
 
-/// A firewall that drops the connection after a segment with a small TTL is found: the operator is told, and
+/// A firewall that drops the connection after a segment with a small TTL is found: it is an event, and
 /// the next client of the address is traced by another method.
 pub(crate) fn own_flow_clamped() {
     let net = NetPlan::chain(4).build(18);

@@ -1,4 +1,4 @@
-//! Traces whose answers come late, and answers that nobody gave.
+//! Traces whose answers come late, and forged answers.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, UNIX_EPOCH};

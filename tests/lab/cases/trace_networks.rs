@@ -111,8 +111,8 @@ pub(crate) fn asymmetric() {
     assert_eq!(reported, own);
 }
 
-/// The user nobody traces both ways over UDP, and the way there over TCP. The kernel's default, which the lab
-/// leaves as it is, permits that user no ICMP socket.
+/// A process of the user `nobody` traces both ways over UDP, and the way there over TCP. The kernel's
+/// default, which the lab leaves as it is, permits that user no ICMP socket.
 pub(crate) fn unprivileged() {
     let net = NetPlan::chain(ROUTERS).build(8);
     delay_ends(&net, [("a", "r1"), ("r8", "b")]);
