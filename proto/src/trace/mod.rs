@@ -8,7 +8,8 @@
 //!
 //! [`Enumerator`] finds the other equal-cost paths to the same responder, once, on demand.
 //!
-//! [`OwnFlowTracer`] traces an established TCP connection, once.
+//! [`OwnFlowTracer`] traces an established TCP connection, once. [`ConnectionProbes`] sends the probes of a
+//! tracer on the connection of the echoes.
 //!
 //! Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed once
 //! per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
@@ -42,7 +43,10 @@ pub use enumeration::{
 pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
-pub use own_flow::{FlowPosition, OwnFlowSpec, OwnFlowStep, OwnFlowTracer};
+pub use own_flow::{
+    ConnectionProbes, Delivered, FlowChange, FlowPosition, OwnFlowSpec, OwnFlowStep, OwnFlowTracer,
+    ProbeAnswer, ProbeStep,
+};
 pub use reachability::ReachabilityChange;
 pub use rejection::{Rejection, RejectionReason};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
@@ -173,6 +177,8 @@ pub enum Trigger {
     Mtu,
     /// The host's own routes have changed.
     LocalRoute,
+    /// The packets of the flow have other ports, because its connection was opened again.
+    Connection,
     /// The destination, which is an agent, has reported that another of its routes has changed.
     Peer,
     /// The destination, which has answered before, did not answer the trace before.
@@ -194,6 +200,7 @@ impl Trigger {
             Self::Rtt => "rtt",
             Self::Mtu => "mtu",
             Self::LocalRoute => "local_route",
+            Self::Connection => "connection",
             Self::Peer => "peer",
             Self::Unreached => "unreached",
             Self::Request => "request",
@@ -276,6 +283,12 @@ pub enum TraceReport {
     },
     /// The destination of a flow no longer answers, or answers again. Only in forward direction.
     Reachability(Box<ReachabilityChange>),
+    /// Connections of a flow have stalled after probes that were sent on them. For [`CLAMPED_FOR`] its probes
+    /// have other ports.
+    ConnectionStalled {
+        /// The flow.
+        flow: u8,
+    },
     /// A device on the way of a flow rewrites TTLs. For [`CLAMPED_FOR`] no limited probes are sent on it.
     TtlClamped {
         /// The flow.

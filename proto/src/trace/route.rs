@@ -98,6 +98,8 @@ pub enum RouteUpdate {
 #[derive(Debug)]
 pub(super) struct RouteTracker {
     current: Option<Route>,
+    /// Whether the current route is that of packets with other ports, so that nothing is compared with it.
+    is_of_earlier_ports: bool,
     candidate: Option<Candidate>,
     /// Whether the number of routers varies from packet to packet.
     is_length_balanced: bool,
@@ -139,6 +141,7 @@ impl RouteTracker {
     pub(super) fn new() -> Self {
         Self {
             current: None,
+            is_of_earlier_ports: false,
             candidate: None,
             is_length_balanced: false,
             earlier: VecDeque::new(),
@@ -158,13 +161,41 @@ impl RouteTracker {
 
     /// The router at a hop of the current route.
     pub(super) fn router(&self, ttl: u8) -> &HopRouter {
-        let hop = self.current.as_ref().and_then(|route| route.hops.get(usize::from(ttl).checked_sub(1)?));
+        let hop = self.known().and_then(|route| route.hops.get(usize::from(ttl).checked_sub(1)?));
         hop.unwrap_or(&HopRouter::Unknown)
+    }
+
+    /// The packets of the flow have other ports from now on.
+    pub(super) fn replaced(&mut self) {
+        let current = self.current.take();
+        *self = Self { is_of_earlier_ports: current.is_some(), current, ..Self::new() };
+    }
+
+    /// Whether the current route is that of packets with other ports.
+    pub(super) fn is_of_earlier_ports(&self) -> bool {
+        self.is_of_earlier_ports
+    }
+
+    /// Whether the route of the packets is known.
+    pub(super) fn is_established(&self) -> bool {
+        self.known().is_some()
+    }
+
+    /// The current route, if it is that of packets with the current ports.
+    pub(super) fn known(&self) -> Option<&Route> {
+        self.current.as_ref().filter(|_| !self.is_of_earlier_ports)
+    }
+
+    fn known_mut(&mut self) -> Option<&mut Route> {
+        self.current.as_mut().filter(|_| !self.is_of_earlier_ports)
     }
 
     /// Sets the first route, after a complete trace. Has no effect later.
     pub(super) fn establish(&mut self, hops: Vec<HopRouter>, routers: Option<u8>) {
-        self.current.get_or_insert_with(|| Route { id: route_id(&hops, routers), hops, routers });
+        if !self.is_established() {
+            self.current = Some(Route { id: route_id(&hops, routers), hops, routers });
+            self.is_of_earlier_ports = false;
+        }
     }
 
     /// Hops that must be probed to confirm or refute a change.
@@ -181,7 +212,7 @@ impl RouteTracker {
     /// never answered: they do not exist, and the probe that searched for the destination there was lost.
     /// Returns false if the route has them.
     pub(super) fn shorten(&mut self, routers: u8) -> bool {
-        let Some(route) = &mut self.current else { return false };
+        let Some(route) = self.known_mut() else { return false };
         let kept = usize::from(routers);
         let is_too_long = route.routers.is_some_and(|known| routers < known);
         let has_answered = route.hops.iter().skip(kept).any(|hop| *hop != HopRouter::Unknown);
@@ -203,7 +234,7 @@ impl RouteTracker {
     /// the current route.
     pub(super) fn forget_length(&mut self) {
         self.candidate = None;
-        if let Some(route) = &mut self.current {
+        if let Some(route) = self.known_mut() {
             route.routers = None;
             let known = route.hops.iter().rposition(|hop| *hop != HopRouter::Unknown);
             route.hops.truncate(known.map_or(0, |index| index + 1));
@@ -219,7 +250,7 @@ impl RouteTracker {
 
     /// A router answered a probe with this TTL.
     pub(super) fn answered(&mut self, ttl: u8, router: IpAddr, at: Timestamp) -> Option<RouteUpdate> {
-        let route = self.current.as_mut()?;
+        let route = self.current.as_mut().filter(|_| !self.is_of_earlier_ports)?;
         let index = usize::from(ttl).checked_sub(1)?;
         if let Some(candidate) = &mut self.candidate {
             candidate.hops.entry(ttl).or_default().insert(router);
@@ -254,7 +285,7 @@ impl RouteTracker {
 
     /// The destination answered, which is behind this number of routers.
     pub(super) fn reached(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
-        let route = self.current.as_mut()?;
+        let route = self.current.as_mut().filter(|_| !self.is_of_earlier_ports)?;
         if self.is_length_balanced {
             return None;
         }

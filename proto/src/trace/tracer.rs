@@ -144,6 +144,10 @@ impl Tracer {
     pub fn observe(&mut self, finding: Finding, at: Timestamp) {
         match finding {
             Finding::Trigger { flow, trigger } => self.trigger(flow, trigger),
+            Finding::FlowReplaced { flow } => self.replaced(flow, at),
+            Finding::ConnectionStalled { flow } => {
+                self.report(Direction::Forward, TraceReport::ConnectionStalled { flow });
+            }
             Finding::LossyFlow { flow, echoes, clean } => {
                 let [forward_hop, reverse_hop] = Direction::ALL.map(|direction| {
                     let routes: Vec<Option<&Route>> = self.routes(direction).collect();
@@ -163,6 +167,18 @@ impl Tracer {
                     self.report_route(direction, flow, update);
                 }
             }
+        }
+    }
+
+    /// The packets of a flow have other ports: what is in flight says nothing about its route.
+    fn replaced(&mut self, flow: u8, at: Timestamp) {
+        let earlier: Vec<SentProbe> =
+            self.probes.extract_if(.., |_, probe| probe.flow == flow).map(|(_, probe)| probe).collect();
+        for probe in earlier.into_iter().filter(|probe| probe.is_sent && !probe.is_answered) {
+            self.report(probe.direction, TraceReport::Withdrawn);
+        }
+        if let Some(traced) = self.traced(Direction::Forward, flow) {
+            traced.replaced(at);
         }
     }
 

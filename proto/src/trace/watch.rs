@@ -36,6 +36,16 @@ pub enum Finding {
         /// The other flows that are not found to be lossy.
         clean: Vec<u8>,
     },
+    /// The packets of a flow have other ports, because its connection was opened again.
+    FlowReplaced {
+        /// The flow.
+        flow: u8,
+    },
+    /// Connections of a flow have stalled after probes that were sent on them.
+    ConnectionStalled {
+        /// The flow.
+        flow: u8,
+    },
     /// A reason to trace.
     Trigger {
         /// The flow; `None`: all flows.
@@ -116,7 +126,7 @@ impl EchoWatch {
             if is_lost || self.flows[index].is_lossy {
                 found.extend(self.lossy_flow(flow, at));
             }
-            found.into_iter().for_each(|finding| self.push(finding));
+            found.into_iter().for_each(|finding| self.add(finding));
         }
         !self.findings.is_empty()
     }
@@ -153,10 +163,11 @@ impl EchoWatch {
 
     /// Requests a trace of all flows.
     pub fn trigger(&mut self, trigger: Trigger) {
-        self.push(Finding::Trigger { flow: None, trigger });
+        self.add(Finding::Trigger { flow: None, trigger });
     }
 
-    fn push(&mut self, finding: Finding) {
+    /// Adds what something else has found.
+    pub fn add(&mut self, finding: Finding) {
         if self.findings.len() == FINDINGS_MAX {
             self.findings.pop_front();
         }
@@ -295,7 +306,10 @@ mod tests {
                     assert_eq!(clean, [0, 1, 2]);
                     Some((tick * 80 / 1_000, flow, echoes))
                 }
-                Finding::Routers { .. } | Finding::Trigger { .. } => None,
+                Finding::Routers { .. }
+                | Finding::Trigger { .. }
+                | Finding::FlowReplaced { .. }
+                | Finding::ConnectionStalled { .. } => None,
             }));
         }
         found

@@ -38,6 +38,8 @@ pub struct ReceivedSegment {
     pub next_sequence: u32,
     /// The next sequence number that its sender expects.
     pub acknowledgment: u32,
+    /// Whether it carries no data.
+    pub is_empty: bool,
 }
 
 /// A segment whose TTL has ended, as an ICMP error quotes it.
@@ -117,6 +119,7 @@ impl ReceivedSegment {
             destination_port: u16_at(segment, 2),
             next_sequence: u32_at(segment, 4).wrapping_add(data_bytes),
             acknowledgment: u32_at(segment, 8),
+            is_empty: data_bytes == 0,
         })
     }
 }
@@ -246,12 +249,13 @@ mod tests {
             destination_port: 50_000,
             next_sequence: SEGMENT.sequence,
             acknowledgment: SEGMENT.acknowledgment,
+            is_empty: true,
         };
         assert_eq!(ReceivedSegment::decode(&segment), Ok(expected));
         // Twelve bytes of options and three of data.
         segment[12] = 8 << 4;
         segment.extend([0; 15]);
-        let expected = ReceivedSegment { next_sequence: SEGMENT.sequence + 3, ..expected };
+        let expected = ReceivedSegment { next_sequence: SEGMENT.sequence + 3, is_empty: false, ..expected };
         assert_eq!(ReceivedSegment::decode(&segment), Ok(expected));
         put(&mut segment, 4, &[0xff; 4]);
         assert_eq!(ReceivedSegment::decode(&segment).unwrap().next_sequence, 2, "it wraps around");

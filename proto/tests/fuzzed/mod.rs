@@ -168,6 +168,7 @@ pub(crate) fn decode_tcp(bytes: &[u8]) {
         let shorter = ReceivedSegment::decode(&bytes[..bytes.len() - 1]);
         let is_counted = shorter.map(|shorter| segment.next_sequence.wrapping_sub(shorter.next_sequence));
         assert!(is_counted.is_err() || is_counted == Ok(1), "each byte of data counts");
+        assert_eq!(segment.is_empty, is_counted.is_err(), "it ends with its header");
     }
     for version in [IcmpVersion::V4, IcmpVersion::V6] {
         let message = intact(bytes, version);

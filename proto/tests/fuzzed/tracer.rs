@@ -323,7 +323,7 @@ impl Run {
                 assert!(change.since + change.lasted.unwrap_or_default() <= self.at);
                 assert!(change.last_hop.is_none_or(|(ttl, _)| (1..=self.hops_max).contains(&ttl)));
             }
-            TraceReport::TtlClamped { .. } => {}
+            TraceReport::TtlClamped { .. } | TraceReport::ConnectionStalled { .. } => {}
         }
         let undecided = self.counts[&direction].undecided();
         assert!(undecided <= self.left_count);

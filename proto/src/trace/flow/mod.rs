@@ -151,6 +151,24 @@ impl TracedFlow {
         self.pending.get_or_insert(trigger);
     }
 
+    /// The packets of the flow have other ports, and may take another route, which is no change: it is found
+    /// anew. Whether the destination answers is still known.
+    pub(super) fn replaced(&mut self, now: Timestamp) {
+        self.routers = None;
+        self.hops.clear();
+        self.search = DistanceSearch::default();
+        self.route.replaced();
+        self.burst = None;
+        self.in_flight = None;
+        self.retries.clear();
+        self.confirmations.clear();
+        self.rounds.restart(now);
+        self.found_updates.clear();
+        if self.pending != Some(Trigger::Request) {
+            self.pending = Some(Trigger::Connection);
+        }
+    }
+
     /// The destination is behind this number of routers, by another measurement. Only before the first trace.
     pub(super) fn learn_destination(&mut self, routers: u8, rtt: Duration) {
         (self.routers, self.rtt) = (Some(routers), Some(rtt));
@@ -310,7 +328,7 @@ impl TracedFlow {
             }
         }
         self.rounds.restart(now);
-        Trace { is_burst: true, route: self.route.current().map(|route| route.id), ..trace }
+        Trace { is_burst: true, route: self.route.known().map(|route| route.id), ..trace }
     }
 
     /// The next probe that confirms or refutes a change of the route.
@@ -344,7 +362,7 @@ impl TracedFlow {
         let trace = self.record(Trigger::Interval, began, now, &probes, self.routers);
         self.establish_route(&trace);
         self.trace_ended(&trace, &probes, now);
-        Some(Trace { route: self.route.current().map(|route| route.id), ..trace })
+        Some(Trace { route: self.route.known().map(|route| route.id), ..trace })
     }
 
     /// Whether hops are probed one after the other. Without a destination the whole trace is repeated
@@ -400,6 +418,11 @@ impl TracedFlow {
 
     /// A probe left the host at that time.
     pub(super) fn sent(&mut self, sequence: u64, at: Timestamp) {
+        // It may have waited in the driver.
+        let timeout = self.answer_timeout();
+        if let Some((_, until)) = self.in_flight.as_mut().filter(|(latest, _)| *latest == sequence) {
+            *until = at + timeout;
+        }
         if let Some(probe) = self.probe_mut(sequence) {
             probe.sent_at = at;
         }

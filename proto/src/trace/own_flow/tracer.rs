@@ -1,32 +1,16 @@
-//! A trace on an established TCP connection, with segments that the peer ignores.
-//!
-//! A segment without data whose sequence number is below the receive window is not accepted by the peer,
-//! which at most repeats its last acknowledgment, and changes nothing in the connection (RFC 9293 section
-//! 3.10.7.4). A keep-alive (RFC 1122 section 4.2.3.6) is such a segment. With a limited TTL it shows a router
-//! of the connection's own flow: the addresses and ports are the same. The sequence number is as far below
-//! the oldest unacknowledged one as the TTL says, so that a router's answer, which quotes it, names the hop.
+//! A single trace of an established connection.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Answer, AnswerExtensions, Hop, HopState, Trace, Trigger};
+use super::FlowPosition;
+use super::segments::FlowEnds;
 use crate::probe_budget::{Expected, ProbeBudget};
 use crate::time::Timestamp;
-use crate::wire::icmp::IcmpVersion;
-use crate::wire::tcp::{EmptySegment, ExpiredSegment, ReceivedSegment};
-
-/// Where a connection stands, as its latest received segment shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowPosition {
-    /// The oldest sequence number of this host that the peer has not acknowledged.
-    pub unacknowledged: u32,
-    /// The next sequence number of the peer.
-    pub expected: u32,
-    /// The TTL with which the segment arrived.
-    pub arrived_ttl: u8,
-}
+use crate::trace::burst::SPACING;
+use crate::trace::{Answer, AnswerExtensions, Hop, HopState, Trace, Trigger};
 
 /// What to trace.
 #[derive(Debug, Clone)]
@@ -100,33 +84,9 @@ pub enum OwnFlowStep {
     Complete(Box<Trace>),
 }
 
-/// Time between two probes. Chosen: 0.2 ms, as in bursts.
-const SPACING: Duration = super::burst::SPACING;
-
 /// Number of hops that are probed behind the last one that answers or is expected. Chosen: 2, because the way
 /// to the peer may be longer than the way back.
 const MARGIN: u8 = 2;
-
-/// The window of the segments: what Linux announces on an idle connection. The peer does not read it.
-const WINDOW: u16 = 501;
-
-/// The TTLs with which hosts send.
-const INITIAL_TTLS: [u8; 4] = [32, 64, 128, 255];
-
-impl FlowPosition {
-    /// The position that a received segment shows.
-    #[must_use]
-    pub const fn of(segment: ReceivedSegment, arrived_ttl: u8) -> Self {
-        Self { unacknowledged: segment.acknowledgment, expected: segment.next_sequence, arrived_ttl }
-    }
-
-    /// Number of routers on the way back, if the peer sends with a usual TTL. It is also how many are
-    /// expected on the way to the peer.
-    fn routers_back(&self) -> u8 {
-        let initial = INITIAL_TTLS.into_iter().find(|initial| *initial >= self.arrived_ttl);
-        initial.expect("the largest TTL is one of them") - self.arrived_ttl
-    }
-}
 
 impl OwnFlowTracer {
     /// A trace that begins at once.
@@ -186,11 +146,9 @@ impl OwnFlowTracer {
     /// An ICMP message was received from `from`. Returns the hop and its answer, if it is the first answer to
     /// one of the segments.
     pub fn received(&mut self, message: &[u8], from: IpAddr, at: Timestamp) -> Option<(u8, Answer)> {
-        let expired = ExpiredSegment::decode(message, IcmpVersion::of(self.spec.peer.ip())).ok()?;
-        let is_of_flow = expired.source == without_scope(self.spec.local)
-            && expired.destination == without_scope(self.spec.peer);
+        let expired = self.ends().expired(message)?;
         let below = self.spec.position.unacknowledged.wrapping_sub(expired.sequence);
-        let ttl = u8::try_from(below).ok().filter(|_| is_of_flow)?;
+        let ttl = u8::try_from(below).ok()?;
         let Some(SegmentProbe::Sent { at: sent_at, answer }) = self.probes.get_mut(&ttl) else {
             return None;
         };
@@ -204,11 +162,13 @@ impl OwnFlowTracer {
         Some((ttl, found))
     }
 
+    fn ends(&self) -> FlowEnds {
+        FlowEnds { local: self.spec.local, peer: self.spec.peer }
+    }
+
     fn segment(&self, ttl: u8) -> [u8; 20] {
-        let FlowPosition { unacknowledged, expected, .. } = self.spec.position;
-        let sequence = unacknowledged.wrapping_sub(u32::from(ttl));
-        let segment = EmptySegment { sequence, acknowledgment: expected, window: WINDOW };
-        segment.encode(self.spec.local, self.spec.peer)
+        let position = self.spec.position;
+        self.ends().segment(position, position.below(ttl))
     }
 
     fn answer(&self, ttl: u8) -> Option<&Answer> {
@@ -286,15 +246,11 @@ impl OwnFlowTracer {
     }
 }
 
-/// An address as a packet carries it.
-fn without_scope(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip(), address.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::probe_budget::{ProbeLimits, TokenRate};
+    use crate::wire::tcp::ReceivedSegment;
 
     const LOCAL: ([u8; 4], u16) = ([192, 0, 2, 1], 9_862);
     const PEER: ([u8; 4], u16) = ([198, 51, 100, 7], 50_000);
@@ -482,11 +438,5 @@ mod tests {
             tracer.sent(ttl, now);
             now = now + SPACING;
         }
-    }
-
-    #[test]
-    fn number_of_routers_back_follows_from_the_usual_initial_ttl() {
-        let back = |arrived_ttl| FlowPosition { unacknowledged: 0, expected: 0, arrived_ttl }.routers_back();
-        assert_eq!([64, 60, 128, 65, 255, 250, 20].map(back), [0, 4, 0, 63, 0, 5, 12]);
     }
 }

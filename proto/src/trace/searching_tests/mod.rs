@@ -1,5 +1,7 @@
 //! Traces that search for the number of routers: ICMP and TCP.
 
+mod replaced_flow;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -227,7 +229,8 @@ impl<F: FnMut(u8, u64, Timestamp) -> Fate> World<F> {
         let sent = count(|report| matches!(report, TraceReport::Sent { .. }));
         let answered = count(|report| matches!(report, TraceReport::Answered { .. }));
         let unanswered = count(|report| matches!(report, TraceReport::Unanswered { .. }));
-        assert_eq!(sent, answered + unanswered + self.tracer.in_flight());
+        let withdrawn = count(|report| matches!(report, TraceReport::Withdrawn));
+        assert_eq!(sent, answered + unanswered + withdrawn + self.tracer.in_flight());
         assert_eq!(count(|report| matches!(report, TraceReport::Unmatched)), 0);
         assert_eq!(self.closed, 0);
     }
