@@ -233,7 +233,7 @@ pub struct WebSocketRules {
     /// How these traces are made: `unprivileged` with packets of their own; `own_flow` on the client's own
     /// TCP connection. `own_flow` needs CAP_NET_RAW: without it traces are made as with `unprivileged`, and
     /// the log and `fallback_reason` of each trace say so.
-    pub trace_method: ClientTraceMethod,
+    pub trace_method: TraceMethod,
     /// Largest TTL of these traces.
     pub trace_hops_max: u8,
     /// How long a router, or the client, may take to answer a probe.
@@ -254,15 +254,18 @@ pub enum TracedClients {
     All,
 }
 
-/// How the route to a client of `/ws` is traced.
+/// How the way of a TCP connection is traced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientTraceMethod {
-    /// With packets of their own, which need no privilege.
+pub enum TraceMethod {
+    /// With packets of other ports, which needs no privilege.
     Unprivileged,
-    /// On the client's own TCP connection, which needs CAP_NET_RAW; without it as with
+    /// On the connection itself, which needs CAP_NET_RAW; without it as with
     /// [`Unprivileged`](Self::Unprivileged).
     OwnFlow,
 }
+
+const TRACE_METHODS: [(&str, TraceMethod); 2] =
+    [("unprivileged", TraceMethod::Unprivileged), ("own_flow", TraceMethod::OwnFlow)];
 
 /// The web pages that may connect to `/ws`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::hosts::DeclaredHost;
 use super::kind::{KindConfig, KindReader};
 use super::reader::{MappingReader, ValueReader};
 use super::values::slow_packet_rate;
-use super::{Kind, Listen, Probe, Target};
+use super::{Kind, Listen, Probe, TRACE_METHODS, Target, TraceMethod};
 
 /// The configuration of a trace probe, which finds the routes of another probe's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,11 @@ pub struct Trace {
     pub transport: Transport,
     /// Largest TTL.
     pub hops_max: u8,
+    /// How a probe over TCP, WebSocket or HTTP is traced: `unprivileged` by attempts to connect, which have
+    /// other ports than its connection; `own_flow` with segments on its connection, which its peer ignores.
+    /// `own_flow` needs CAP_NET_RAW: without it, and while there is no connection, it is traced as with
+    /// `unprivileged`.
+    pub method: TraceMethod,
     /// Whether every hop has series of its own.
     pub hop_metrics: bool,
 }
@@ -222,8 +227,24 @@ impl KindReader for TraceReader {
             value.reject(what, "remove this key, or follow a probe over another protocol")
         });
         let hops_max = section.key("hops_max", |value| value.number(&HOPS_ALLOWED)).or(HOPS);
+        let method = section.key("method", |value| {
+            let method = value.clone().one_of(&TRACE_METHODS)?;
+            if method == TraceMethod::OwnFlow && followed != ProbeProtocol::Tcp {
+                let what =
+                    format!("{} is traced over {} on its own flow already", self.follows, followed.as_str());
+                return value.reject(what, "remove this key");
+            }
+            Some(method)
+        });
+        let method = method.or(TraceMethod::Unprivileged);
         let hop_metrics = section.key("hop_metrics", ValueReader::boolean).or(false);
         let (follows, transport) = (self.follows.clone(), self.transport.clone());
-        Some(Kind::Trace(Trace { follows, transport, hops_max: hops_max?, hop_metrics: hop_metrics? }))
+        Some(Kind::Trace(Trace {
+            follows,
+            transport,
+            hops_max: hops_max?,
+            method: method?,
+            hop_metrics: hop_metrics?,
+        }))
     }
 }

@@ -7,7 +7,7 @@ use super::diagnostic::quoted;
 use super::file::Node;
 use super::reader::{MappingReader, ValueReader};
 use super::values::{duration, size};
-use super::{ClientTraceMethod, Origin, Origins, TracedClients, WebSocketRules};
+use super::{Origin, Origins, TRACE_METHODS, TraceMethod, TracedClients, WebSocketRules};
 
 /// Concurrent clients. Chosen: idle clients of this number take 200 MiB.
 const CLIENTS: usize = 10_000;
@@ -28,9 +28,6 @@ const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 
 const TRACED: [(&str, TracedClients); 3] =
     [("off", TracedClients::Off), ("asked", TracedClients::Asked), ("all", TracedClients::All)];
-
-const METHODS: [(&str, ClientTraceMethod); 2] =
-    [("unprivileged", ClientTraceMethod::Unprivileged), ("own_flow", ClientTraceMethod::OwnFlow)];
 
 /// Largest TTL of a trace to a client: the default of traceroute.
 const TRACE_HOPS: u8 = 30;
@@ -61,7 +58,7 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
         section.key("message_bytes_max", |value| size(value, &MESSAGE_BYTES_ALLOWED)).or(MESSAGE_BYTES);
     let trace = section.key("trace", |value| value.one_of(&TRACED)).or(TracedClients::Asked);
     let trace_method =
-        section.key("trace_method", |value| value.one_of(&METHODS)).or(ClientTraceMethod::Unprivileged);
+        section.key("trace_method", |value| value.one_of(&TRACE_METHODS)).or(TraceMethod::Unprivileged);
     let trace_hops_max =
         section.key("trace_hops_max", |value| value.number(&TRACE_HOPS_ALLOWED)).or(TRACE_HOPS);
     let trace_timeout =

@@ -60,7 +60,7 @@ use crate::local_routes::LocalRoutes;
 use crate::logging;
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, Responders};
-use crate::probe::Loops;
+use crate::probe::{Loops, OwnFlowPermission};
 use crate::quoted_headers::QuotedHeaders;
 use crate::route_record::PeerRoutes;
 use crate::settings::{Settings, SettingsError};
@@ -262,6 +262,7 @@ impl Daemon {
                     probe_budget,
                     traces: Arc::clone(&traces),
                     quoted_headers: Arc::clone(&quoted_headers),
+                    own_flow: OwnFlowPermission::default(),
                 },
             },
             client_traces: ClientTraces::new(random()?),

@@ -92,8 +92,7 @@ impl EchoPath {
                     let _ = reports.send(*report);
                 }
             }));
-            let task =
-                path.plan.stream(protocol, count, start.seed, Arc::clone(&path.series), stream, observer);
+            let task = path.plan.stream(protocol, count, start, Arc::clone(&path.series), stream, observer);
             start.loops.streams.start(NewPath { id, task: StreamTask::Echo(Box::new(task)), peer_left_at });
         }
         path

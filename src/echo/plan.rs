@@ -246,7 +246,7 @@ impl EchoPlan {
         &self,
         protocol: StreamProtocol,
         count: Option<u64>,
-        seed: u64,
+        start: &StartContext<'_>,
         series: Arc<EchoSeries>,
         stream: Arc<StreamSeries>,
         observer: Observer,
@@ -265,7 +265,7 @@ impl EchoPlan {
                 unanswered_max: protocol.at_once(),
                 on_demand: protocol.is_on_demand(),
                 count,
-                seed,
+                seed: start.seed,
             },
             dial: Dial {
                 to: self.to,
@@ -279,6 +279,7 @@ impl EchoPlan {
             series,
             stream,
             observer,
+            shared: Arc::clone(start.followed.connection()),
         }
     }
 }

@@ -27,6 +27,7 @@ pub struct TraceSeries {
     deferred: Labelled<Deferral, 2>,
     unmatched: Cell,
     send_errors: Cell,
+    own_flow: Cell,
     traces: Labelled<TraceResult, 3>,
     durations: Buckets<{ RTT_BOUNDS.len() + 1 }>,
     changes: Labelled<RouteChange, 2>,
@@ -85,6 +86,10 @@ pub(super) fn path_labels(probe: &str, peer: &str, family: &str, direction: Dire
     labels.join(",")
 }
 
+/// Values of `own_flow` if traces on the connection of the echoes are configured; 0: they are not.
+const OTHER_PORTS: u64 = 1;
+const OWN_FLOW: u64 = 2;
+
 impl TraceSeries {
     /// Returns the series of one path in one direction, all zero.
     #[must_use]
@@ -107,8 +112,14 @@ impl TraceSeries {
             TraceReport::Rejected { .. }
             | TraceReport::LossyFlow { .. }
             | TraceReport::Reachability(_)
+            | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. } => {}
         }
+    }
+
+    /// Sets whether probes over TCP are sent on the connection of the echoes, which is configured.
+    pub fn set_own_flow(&self, is_on_own_flow: bool) {
+        self.own_flow.set(if is_on_own_flow { OWN_FLOW } else { OTHER_PORTS });
     }
 
     fn traced(&self, trace: &Trace, now: u64) {
@@ -194,7 +205,7 @@ impl Series for TraceSeries {
 }
 
 /// In alphabetical order.
-const FAMILIES: [Family<TraceSeries>; 16] = [
+const FAMILIES: [Family<TraceSeries>; 17] = [
     counter(
         "pathmeter_trace_answers_total",
         "Trace probes that a router or the peer answered.",
@@ -218,6 +229,15 @@ const FAMILIES: [Family<TraceSeries>; 16] = [
         |w, name, s| {
             let hop = s.first_trace(|trace| trace.first_lossy_hop).unwrap_or(0);
             w.count(name, Suffix::None, &s.labels, CLOSE, hop.into());
+        },
+    ),
+    gauge(
+        "pathmeter_trace_own_flow",
+        "1 if probes are sent on the connection of the echoes, 0 if they have other ports. Absent unless method is own_flow.",
+        |w, name, s| {
+            if let is_on_own_flow @ (OWN_FLOW | OTHER_PORTS) = s.own_flow.get() {
+                w.count(name, Suffix::None, &s.labels, CLOSE, (is_on_own_flow == OWN_FLOW).into());
+            }
         },
     ),
     counter("pathmeter_trace_probes_total", "Trace probes sent.", |w, name, s| {

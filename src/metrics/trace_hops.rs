@@ -74,6 +74,7 @@ impl HopSeries {
             | TraceReport::Unmatched
             | TraceReport::LossyFlow { .. }
             | TraceReport::Reachability(_)
+            | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. }
             | TraceReport::Route { .. } => {}
         }

@@ -1,7 +1,7 @@
 //! The link from a measuring path to the path that follows it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pathmeter_proto::echo::EchoReport;
 use pathmeter_proto::time::Timestamp;
@@ -9,6 +9,7 @@ use pathmeter_proto::trace::{EchoSummary, EchoWatch, Finding, Trigger};
 
 use crate::clock::Clock;
 use crate::paths::PathId;
+use crate::stream::SharedConnection;
 
 /// Passes what the echoes of a path show to the path that traces them. Both run on the same loop. Every path
 /// has one, so that a follower comes and goes without a restart of the path that it follows; nothing is kept
@@ -18,6 +19,8 @@ pub struct Followed {
     watch: Mutex<EchoWatch>,
     /// The [`PathId`] of the follower; 0: none.
     follower: AtomicU64,
+    /// The connection of the path that is followed, if it has one.
+    connection: Arc<SharedConnection>,
 }
 
 impl Followed {
@@ -49,6 +52,17 @@ impl Followed {
         let follower = self.follower()?;
         self.watch().trigger(trigger);
         Some(follower)
+    }
+
+    /// Takes something else about the echoes' flow that the follower must know. It finds it within a second.
+    pub fn add(&self, finding: Finding) {
+        self.watch().add(finding);
+    }
+
+    /// The connection of the path that is followed.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<SharedConnection> {
+        &self.connection
     }
 
     /// The echoes of a flow in a span of time, as far back as they are kept.

@@ -4,6 +4,7 @@
 //! these traits and is listed in `fleet::kinds`; `docs/how-to/add-a-kind.md` describes the steps.
 
 mod followed;
+mod own_flow;
 mod remote;
 
 use std::any::Any;
@@ -19,6 +20,7 @@ use pathmeter_proto::trace::{ProbeProtocol, Route};
 use serde_json::{Map, Value};
 
 pub use self::followed::Followed;
+pub use self::own_flow::OwnFlowPermission;
 pub use self::remote::{HttpResource, Remote};
 use crate::config::Probe;
 use crate::datagram;
@@ -181,6 +183,8 @@ pub struct Loops {
     pub traces: Arc<TraceLog>,
     /// What routers quote of the probes of traces; empty unless `trace.quoted_headers` is set.
     pub quoted_headers: Arc<QuotedHeaders>,
+    /// Whether connections may be traced with segments.
+    pub own_flow: OwnFlowPermission,
 }
 
 impl Loops {

@@ -14,7 +14,7 @@ use crate::event_log::EventLog;
 use crate::fleet::{Addresses, Fleet, PlanInputs};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, ExpositionFormat, HttpCounts, Responders};
-use crate::probe::Loops;
+use crate::probe::{Loops, OwnFlowPermission};
 use crate::roster::{Roster, RosterInputs};
 use crate::settings::Settings;
 use crate::stream;
@@ -72,6 +72,7 @@ impl Agent {
             probe_budget: Arc::default(),
             traces: Arc::default(),
             quoted_headers: Arc::default(),
+            own_flow: OwnFlowPermission::default(),
         };
         Self { fleet: Fleet::new(7), loops, events, log: EventLog::default(), finished: 0 }
     }

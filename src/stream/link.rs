@@ -1,6 +1,7 @@
 //! A connection that carries the messages of a path, for all protocols.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use pathmeter_proto::wire::Message;
@@ -62,6 +63,16 @@ impl StreamLink {
             Self::WebSocket(link) => link.tcp_info.read(),
             Self::Http(link) => link.tcp_info.read(),
         }
+    }
+
+    /// A duplicate descriptor of the connection, and its local address; `None` if the kernel refuses one.
+    pub(super) fn duplicate(&self) -> Option<(OwnedFd, SocketAddr)> {
+        let socket = match self {
+            Self::Tcp(link) => link.socket(),
+            Self::WebSocket(link) => link.tcp_info.socket(),
+            Self::Http(link) => link.tcp_info.socket(),
+        };
+        Some((socket.try_clone_to_owned().ok()?, self.source()?))
     }
 
     /// Local address; `None` if the kernel does not report it.

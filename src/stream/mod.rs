@@ -16,9 +16,10 @@ mod link_event;
 pub mod own_flow;
 mod path;
 pub mod responder;
-mod syn;
+mod shared_connection;
 mod tcp;
 mod tcp_info;
+mod tcp_trace;
 #[cfg(test)]
 mod tests;
 mod websocket;
@@ -39,6 +40,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use dial::{Dial, StreamProtocol};
 pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
+pub use shared_connection::SharedConnection;
+pub use tcp_trace::OwnFlow;
 
 use crate::datagram::NewTask;
 use crate::loops::{self, CommandReceiver, LoopCommand, LoopEvent, NewPath};
@@ -47,7 +50,7 @@ use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::PathId;
 use path::{PathCommand, StreamPath};
-use syn::SynPath;
+use tcp_trace::TcpTracePath;
 
 /// An echo path over connections.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ pub struct StreamEcho {
     pub stream: Arc<StreamSeries>,
     /// Called with every report.
     pub observer: Observer,
+    /// Shows the connection to a path that traces it.
+    pub shared: Arc<SharedConnection>,
 }
 
 /// Takes reports. Must not wait.
@@ -80,9 +85,25 @@ impl fmt::Debug for Observer {
 pub enum StreamTask {
     /// Echo over connections.
     Echo(Box<StreamEcho>),
-    /// Probes that are attempts to connect. The task has one flow.
-    Syn(NewTask),
+    /// A trace over TCP.
+    Trace(TcpTrace),
 }
+
+/// A trace over TCP.
+#[derive(Debug)]
+pub struct TcpTrace {
+    /// Its task, with one flow.
+    pub task: NewTask,
+    /// Present if the probes are sent on the connection of the echoes that it follows, which needs
+    /// CAP_NET_RAW; `None`: they are attempts to connect. So they are too if [`OWN_FLOW_PATHS_MAX`] paths
+    /// send them otherwise.
+    pub own_flow: Option<OwnFlow>,
+}
+
+/// Paths whose probes are sent on connections of echoes; those of further ones have ports of their own.
+/// Chosen: each has two raw sockets, and the kernel offers each received segment and ICMP message to all of
+/// them.
+pub const OWN_FLOW_PATHS_MAX: usize = 64;
 
 /// A handle to the stream loop.
 pub type StreamHandle = loops::LoopHandle<StreamTask, Infallible>;
@@ -118,6 +139,8 @@ struct StreamLoop {
 struct PathHandle {
     commands: UnboundedSender<PathCommand>,
     connect_probe: Option<AbortHandle>,
+    /// Whether it may send probes on the connection of an echo path.
+    is_on_own_flow: bool,
 }
 
 impl Drop for PathHandle {
@@ -156,10 +179,13 @@ impl StreamLoop {
         let (commands, receiver) = unbounded_channel();
         let task = match task {
             StreamTask::Echo(echo) => *echo,
-            StreamTask::Syn(new) => {
+            StreamTask::Trace(mut trace) => {
                 let (series, events) = (Arc::clone(&self.series), self.events.clone());
-                self.tasks.spawn(SynPath::new(id, new, receiver, series, events).run());
-                self.paths.insert(id, PathHandle { commands, connect_probe: None });
+                let own_flows = self.paths.values().filter(|path| path.is_on_own_flow).count();
+                trace.own_flow.take_if(|_| own_flows >= OWN_FLOW_PATHS_MAX);
+                let is_on_own_flow = trace.own_flow.is_some();
+                self.tasks.spawn(TcpTracePath::new(id, trace, receiver, series, events).run());
+                self.paths.insert(id, PathHandle { commands, connect_probe: None, is_on_own_flow });
                 return;
             }
         };
@@ -179,7 +205,7 @@ impl StreamLoop {
         let path =
             StreamPath::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
         self.tasks.spawn(path.run());
-        self.paths.insert(id, PathHandle { commands, connect_probe });
+        self.paths.insert(id, PathHandle { commands, connect_probe, is_on_own_flow: false });
     }
 
     fn send<'a>(&self, ids: impl Iterator<Item = &'a PathId>, command: PathCommand) {

@@ -18,6 +18,7 @@ use super::connect_error::ConnectError;
 use super::dial::{ConnectTimings, Dial};
 use super::link::StreamLink;
 use super::link_event::LinkEvent;
+use super::shared_connection::SharedConnection;
 use super::{Observer, StreamEcho};
 use crate::clock::{Clock, ClockEvent};
 use crate::loops::LoopEvent;
@@ -76,6 +77,7 @@ pub(super) struct StreamPath {
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
     observer: Observer,
+    shared: Arc<SharedConnection>,
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 }
 
@@ -122,6 +124,7 @@ impl StreamPath {
             stream: new.stream,
             agent,
             observer: new.observer,
+            shared: new.shared,
             events,
         }
     }
@@ -245,6 +248,7 @@ impl StreamPath {
                 let sources = link.source().into_iter().collect();
                 self.emit(LoopEvent::Started { id: self.id, sources });
                 self.link = Some(link);
+                self.share();
                 self.prober.connected(Clock::now());
             }
             Wakeup::Attempt(Err(error)) => self.disconnect(&error),
@@ -299,9 +303,17 @@ impl StreamPath {
         }
     }
 
+    /// Shows the connection to a path that traces it.
+    fn share(&self) {
+        if let Some(link) = &self.link {
+            self.shared.offer(|| link.duplicate(), self.dial.to);
+        }
+    }
+
     /// Reads TCP_INFO once more and closes the connection.
     fn close_link(&mut self) {
         self.read_tcp_info();
+        self.shared.close();
         if let Some(mut link) = self.link.take() {
             link.close();
         }
@@ -352,6 +364,7 @@ impl StreamPath {
                     if at.since(self.tcp_info_read_at) >= TCP_INFO_INTERVAL {
                         self.tcp_info_read_at = at;
                         self.read_tcp_info();
+                        self.share();
                         self.check_balance();
                     }
                     return Some(until);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -130,7 +131,7 @@ impl TcpLink {
         while written_bytes < self.outgoing.len() {
             // Not through the runtime, which may not have seen yet that the socket is writable.
             match nix::sys::socket::send(
-                std::os::fd::AsRawFd::as_raw_fd(&self.stream),
+                self.stream.as_raw_fd(),
                 &self.outgoing[written_bytes..],
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
             ) {
@@ -219,6 +220,10 @@ impl TcpLink {
 
     pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
         kernel::tcp_info(&self.stream)
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     pub(super) fn source(&self) -> Option<SocketAddr> {

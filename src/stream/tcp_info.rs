@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use tokio::net::TcpStream;
 
@@ -23,6 +23,10 @@ impl TcpInfoReader {
 
     pub(super) fn read(&self) -> Option<TcpInfo> {
         kernel::tcp_info(&self.socket)
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     pub(super) fn source(&self) -> Option<SocketAddr> {

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pathmeter_proto::trace::{Direction, EchoSummary, ReachabilityChange, Trigger, TtlRewriting};
+use pathmeter_proto::trace::{
+    CLAMPED_FOR, Direction, EchoSummary, ReachabilityChange, Trigger, TtlRewriting,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -32,6 +34,21 @@ pub(super) struct TtlClamped {
     pub(super) flow: u8,
     pub(super) rewriting: TtlRewriting,
     pub(super) trigger: Trigger,
+}
+
+/// Connections have stalled after probes that were sent on them.
+#[derive(Debug)]
+pub(super) struct ConnectionStalled {
+    pub(super) flow: u8,
+}
+
+/// Connections of a path have stalled after probes that were sent on them.
+#[derive(Serialize)]
+struct TracedConnectionStalled<'a> {
+    probe: &'a str,
+    peer: &'a str,
+    family: &'static str,
+    flow: u8,
 }
 
 /// A flow whose peer has answered before does not reach it.
@@ -84,6 +101,19 @@ impl EventType for RouteReachable<'_> {
 
 impl EventType for RouteTtlClamped<'_> {
     const NAME: &'static str = "route_ttl_clamped";
+}
+
+impl EventType for TracedConnectionStalled<'_> {
+    const NAME: &'static str = "traced_connection_stalled";
+}
+
+impl PathEvent for ConnectionStalled {
+    fn report(&self, path: &PathKey, log: &EventLog) {
+        let PathKey { probe, peer, family } = path;
+        let hours = CLAMPED_FOR.as_secs() / 3_600;
+        warn!(%probe, %peer, family, hours, "connections stalled when they were traced: using other ports");
+        log.add(&TracedConnectionStalled { probe, peer, family, flow: self.flow });
+    }
 }
 
 impl PathEvent for ReachabilityChanged {

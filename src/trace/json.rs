@@ -10,11 +10,13 @@ use crate::route_record::{RecordedRoute, asymmetric_hops};
 use crate::trace_log::{QuotedRecord, TraceRecord};
 
 /// The latest traces and the routes of a flow, to the peer and back, and its echoes of the last minute.
-/// `quoted` is what a router to the peer has quoted of its probes.
+/// `is_on_own_flow`: whether probes have the ports of the echoes. `quoted` is what a router to the peer has
+/// quoted of its probes.
 pub(super) fn flow_json(
     forward: &TracedFlow,
     reverse: &TracedFlow,
     echoes: &EchoSummary,
+    is_on_own_flow: bool,
     quoted: impl Fn(IpAddr) -> Option<QuotedRecord>,
 ) -> Value {
     let routers = |flow: &TracedFlow| flow.route.as_ref().and_then(|route| route.routers);
@@ -23,6 +25,7 @@ pub(super) fn flow_json(
         "forward": direction_json(forward, quoted),
         "reverse": direction_json(reverse, |_| None),
         "echoes": echoes_json(echoes),
+        "is_on_own_flow": is_on_own_flow,
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::trace::{DirectedReport, Direction, ProbeProtocol, TraceSpec};
+use pathmeter_proto::trace::{DirectedReport, Direction, Finding, FlowChange, ProbeProtocol, TraceSpec};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -18,6 +18,7 @@ use super::series::DirectedSeries;
 use super::task::{ListedTraces, trace_task};
 use super::{SingleTrace, TraceParameters};
 use crate::clock::Clock;
+use crate::config::TraceMethod;
 use crate::config::echo::transport::Transport;
 use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
@@ -27,7 +28,7 @@ use crate::metrics::trace::TracedFlow;
 use crate::paths::PathId;
 use crate::probe::{FlowRoutes, Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
-use crate::stream::StreamTask;
+use crate::stream::{OwnFlow, StreamTask, TcpTrace};
 
 /// The plan of a traced path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub(super) struct TracePlan {
     hops_max: u8,
     /// How long to wait for each answer; `None`: as long as the RTT suggests.
     answer_wait: Option<Duration>,
+    /// Whether probes are sent on the connection of the echoes.
+    is_on_own_flow: bool,
     has_hop_metrics: bool,
     keys: KeyChoice,
     quirks: Option<Quirks>,
@@ -75,6 +78,7 @@ impl TracePlan {
             flows: trace.flows(),
             hops_max: trace.hops_max,
             answer_wait: None,
+            is_on_own_flow: trace.method == TraceMethod::OwnFlow,
             has_hop_metrics: trace.hop_metrics,
             keys,
             quirks,
@@ -126,6 +130,7 @@ impl TracePlan {
             flows: 1,
             hops_max,
             answer_wait: Some(answer_wait),
+            is_on_own_flow: false,
             has_hop_metrics: false,
             keys: KeyChoice::None,
             quirks: None,
@@ -185,6 +190,9 @@ impl TracePath {
         let earlier = earlier.map(|path| path.series);
         let hops_max = plan.has_hop_metrics.then_some(plan.hops_max);
         let series = DirectedSeries::new(start.key, plan.protocol == ProbeProtocol::Udp, hops_max, earlier);
+        if plan.is_on_own_flow {
+            series.of(Direction::Forward).set_own_flow(false);
+        }
         let spec = plan.spec(start);
         start.followed.set_follower(start.id);
         let quoted = QuotedFlows::new(plan.protocol, plan.to, Arc::clone(&start.loops.quoted_headers));
@@ -202,11 +210,26 @@ impl TracePath {
                 start.loops.prober.start(NewPath { id, task, peer_left_at });
             }
             ProbeProtocol::Tcp => {
-                start.loops.streams.start(NewPath { id, task: StreamTask::Syn(task), peer_left_at });
+                let is_on_own_flow = plan.is_on_own_flow && start.loops.own_flow.is_granted();
+                let own_flow = is_on_own_flow.then(|| own_flow(&start.followed));
+                let task = StreamTask::Trace(TcpTrace { task, own_flow });
+                start.loops.streams.start(NewPath { id, task, peer_left_at });
             }
         }
         Self { id: start.id, plan, series, followed: Arc::clone(&start.followed), quoted }
     }
+}
+
+/// That the only flow of a path over TCP is traced on the connection of the path that it follows.
+fn own_flow(followed: &Arc<Followed>) -> OwnFlow {
+    let (connection, followed) = (Arc::clone(followed.connection()), Arc::clone(followed));
+    let changed = move |change| {
+        followed.add(match change {
+            FlowChange::Replaced => Finding::FlowReplaced { flow: 0 },
+            FlowChange::GivenUp => Finding::ConnectionStalled { flow: 0 },
+        });
+    };
+    OwnFlow { connection, changed: Box::new(changed) }
 }
 
 impl Path for TracePath {
@@ -262,6 +285,17 @@ impl Traced {
     }
 }
 
+impl Traced {
+    /// Whether probes have the ports, or the identifier, of the echoes.
+    fn is_on_own_flow(&self) -> bool {
+        match self.protocol {
+            ProbeProtocol::Udp | ProbeProtocol::Icmp => true,
+            ProbeProtocol::ClosedPort => false,
+            ProbeProtocol::Tcp => self.followed.connection().is_probed(),
+        }
+    }
+}
+
 impl Measured for Traced {
     fn last_reply(&self) -> u64 {
         self.series.of(Direction::Forward).last_reply()
@@ -279,7 +313,8 @@ impl Measured for Traced {
         let since = Clock::now() - ECHOES_WINDOW;
         let flows = self.flows().zip(0..).map(|((to, back), flow)| {
             let echoes = self.followed.echoes(flow, since, Timestamp::NEVER);
-            flow_json(&to, &back, &echoes, |router| self.quoted.find(flow, router))
+            let quoted = |router| self.quoted.find(flow, router);
+            flow_json(&to, &back, &echoes, self.is_on_own_flow(), quoted)
         });
         let flows: Vec<Value> = flows.collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()

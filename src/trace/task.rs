@@ -11,7 +11,7 @@ use pathmeter_proto::trace::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
-use super::flow_events::{ReachabilityChanged, TtlClamped};
+use super::flow_events::{ConnectionStalled, ReachabilityChanged, TtlClamped};
 use super::quoted::QuotedFlows;
 use super::series::DirectedSeries;
 use crate::clock::Clock;
@@ -166,6 +166,9 @@ impl Recorder<Tracer> for TraceRecorder {
                 let event = ReachabilityChanged { direction, change: *change, before, after };
                 Some(Notice::Path(Box::new(event)))
             }
+            TraceReport::ConnectionStalled { flow } => {
+                Some(Notice::Path(Box::new(ConnectionStalled { flow })))
+            }
             TraceReport::TtlClamped { flow, rewriting, trigger } => {
                 Some(Notice::Path(Box::new(TtlClamped { direction, flow, rewriting, trigger })))
             }
@@ -190,6 +193,10 @@ impl Recorder<Tracer> for TraceRecorder {
     }
 
     fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {
+        let connection = self.followed.connection();
+        if connection.is_watched() {
+            self.series.of(Direction::Forward).set_own_flow(connection.is_probed());
+        }
         if std::mem::take(&mut self.has_new_route) {
             for direction in Direction::ALL {
                 self.series.set_routes(direction, tracer.routes(direction));

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::{ClientTraceMethod, TracedClients, WebSocketRules};
+use crate::config::{TraceMethod, TracedClients, WebSocketRules};
 use crate::event_log::EventFeed;
 use crate::http::AcceptedConnection;
 use crate::http::server::Body;
@@ -183,7 +183,7 @@ impl WebSocketResponder {
             TracedClients::Asked if !is_asked => return None,
             TracedClients::Asked | TracedClients::All => {}
         }
-        let is_on_connection = rules.trace_method == ClientTraceMethod::OwnFlow;
+        let is_on_connection = rules.trace_method == TraceMethod::OwnFlow;
         let series = Arc::clone(&self.series);
         Some(TraceRequestSender { requests: requests.clone(), is_asked, is_on_connection, series })
     }

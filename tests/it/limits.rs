@@ -146,6 +146,25 @@ const MEASURING: &[Row] = &[
         "other tasks run first; the latest one of these is used",
     ),
     (
+        "paths that are traced on the connection of their echoes",
+        &["src/stream/mod.rs:OWN_FLOW_PATHS_MAX"],
+        "further ones are traced with other ports",
+    ),
+    (
+        "time for an echo's connection to be opened again, and to acknowledge what is sent after a segment of its trace; connections in a row that do not",
+        &[
+            "proto/src/trace/own_flow/probes/mod.rs:CONNECTION_WAIT",
+            "proto/src/trace/own_flow/probes/mod.rs:STALLED_AFTER",
+            "proto/src/trace/own_flow/probes/mod.rs:STALLS_MAX",
+        ],
+        "it is traced with other ports: until there is one; until it does; for 24 h",
+    ),
+    (
+        "segments of a trace on an echo's connection to which answers are recognized; answers read at once",
+        &["proto/src/trace/own_flow/probes/mod.rs:SENT_MAX", "src/stream/tcp_trace/mod.rs:ANSWERS_PER_STEP"],
+        "answers to the oldest are ignored; other tasks run first",
+    ),
+    (
         "changed routes of this host that wait for the next second",
         &["src/local_routes.rs:CHANGED_MAX"],
         "all paths are traced",

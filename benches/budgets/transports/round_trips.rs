@@ -178,6 +178,7 @@ fn streams(load: &TransportCase, port: u16, transport: &stream::StreamProtocol) 
             connect_interval: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
             stream: Arc::new(StreamSeries::new("bench", &peer, "ipv4")),
+            shared: Arc::default(),
             observer: {
                 let tap = tap.clone();
                 Observer(Box::new(move |report| {

@@ -172,9 +172,10 @@ impl Tracer {
 
     /// The packets of a flow have other ports: what is in flight says nothing about its route.
     fn replaced(&mut self, flow: u8, at: Timestamp) {
-        let earlier: Vec<SentProbe> =
-            self.probes.extract_if(.., |_, probe| probe.flow == flow).map(|(_, probe)| probe).collect();
-        for probe in earlier.into_iter().filter(|probe| probe.is_sent && !probe.is_answered) {
+        let probes = std::mem::take(&mut self.probes).into_iter();
+        let (earlier, others): (Vec<_>, Vec<_>) = probes.partition(|(_, probe)| probe.flow == flow);
+        self.probes = others.into_iter().collect();
+        for (_, probe) in earlier.into_iter().filter(|(_, probe)| probe.is_sent && !probe.is_answered) {
             self.report(probe.direction, TraceReport::Withdrawn);
         }
         if let Some(traced) = self.traced(Direction::Forward, flow) {

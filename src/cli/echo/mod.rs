@@ -23,7 +23,7 @@ use crate::datagram::{self, TimestampMatching};
 use crate::echo::{EchoPath, EchoPlan, FiniteRun};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, StartContext};
+use crate::probe::{Loops, OwnFlowPermission, StartContext};
 use crate::stream;
 
 #[derive(Debug, Args)]
@@ -145,6 +145,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         probe_budget: Arc::default(),
         traces: Arc::default(),
         quoted_headers: Arc::default(),
+        own_flow: OwnFlowPermission::default(),
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

@@ -26,15 +26,15 @@ use self::routes::Routes;
 use self::watcher::Watcher;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
-use crate::config::Probe;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::trace;
 use crate::config::units::{display, duration};
+use crate::config::{Probe, TraceMethod};
 use crate::datagram::{self, TimestampMatching};
 use crate::loops::EVENTS_PENDING_MAX;
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, StartContext};
+use crate::probe::{Loops, OwnFlowPermission, StartContext};
 use crate::stream;
 use crate::trace::TraceParameters;
 
@@ -127,6 +127,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         probe_budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         traces: Arc::default(),
         quoted_headers: Arc::default(),
+        own_flow: OwnFlowPermission::default(),
     };
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
@@ -143,6 +144,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         follows: String::new(),
         transport: echo.transport.clone(),
         hops_max: arguments.max_hops,
+        method: TraceMethod::Unprivileged,
         hop_metrics: false,
     };
     let parameters = TraceParameters { probe, trace: &traced, remote: target.remote(), address };

@@ -103,6 +103,7 @@ impl<'a> Routes<'a> {
             | TraceReport::LossyFlow { .. }
             | TraceReport::Route { .. }
             | TraceReport::Reachability(_)
+            | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. } => {}
         }
     }

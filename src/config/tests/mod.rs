@@ -81,7 +81,7 @@ fn empty_file_configures_an_agent_that_only_answers() {
             message_bytes_max: 65_536,
             idle_timeout: Duration::from_secs(60),
             trace: TracedClients::Asked,
-            trace_method: ClientTraceMethod::Unprivileged,
+            trace_method: TraceMethod::Unprivileged,
             trace_hops_max: 30,
             trace_timeout: Duration::from_millis(1_200),
             traces_per_second: 1,

@@ -389,11 +389,20 @@ fn probe_that_cannot_run_is_rejected() {
             &["line 1, column 66: probes[1].protocol: `quic` is not supported; allowed: udp, icmp, tcp"],
         ),
         (
+            "probes: [{name: q, protocol: icmp}, {name: p, kind: trace, follows: q, method: own_flow}]",
+            &["line 1, column 80: probes[1].method: q is traced over icmp on its own flow already; \
+               remove this key"],
+        ),
+        (
+            "probes: [{name: q, protocol: tcp}, {name: p, kind: trace, follows: q, method: raw}]",
+            &["line 1, column 79: probes[1].method: `raw` is not supported; allowed: unprivileged, own_flow"],
+        ),
+        (
             "probes: [{name: q}, {name: p, kind: trace, follows: q, interval: 1s, hops_max: 65, dscp: ef}]",
             &[
                 "line 1, column 66: probes[1].interval: 1s is out of range; write 2s to 1h",
                 "line 1, column 80: probes[1].hops_max: 65 is out of range; write a whole number from 1 to 64",
-                "line 1, column 84: probes[1].dscp: unknown key; allowed: name, kind, follows, interval, protocol, hops_max, hop_metrics",
+                "line 1, column 84: probes[1].dscp: unknown key; allowed: name, kind, follows, interval, protocol, hops_max, method, hop_metrics",
             ],
         ),
         (

@@ -23,7 +23,7 @@ use self::report::{ClientTraceReport, TraceEnd, watch};
 use self::tasks::{EndedTask, PathTasks};
 use super::observability::Observability;
 use crate::clock::Clock;
-use crate::config::{ClientTraceMethod, WebSocketRules};
+use crate::config::{TraceMethod, WebSocketRules};
 use crate::datagram::opens_icmp_sockets;
 use crate::http::AcceptedConnection;
 use crate::metrics::websocket::ClientTraceResult;
@@ -164,7 +164,7 @@ impl ClientTraces {
         rules: &WebSocketRules,
         now: Timestamp,
     ) -> Option<Result<AcceptedConnection, OwnFlowRefusal>> {
-        if rules.trace_method != ClientTraceMethod::OwnFlow {
+        if rules.trace_method != TraceMethod::OwnFlow {
             return None;
         }
         let running = self.active.values().filter(|active| active.path.is_none()).count();

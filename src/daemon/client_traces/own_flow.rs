@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::report::{ClientTraceReport, RESULT_MAX, TraceEnd};
-use crate::config::{ClientTraceMethod, TracedClients, WebSocketRules};
+use crate::config::{TraceMethod, TracedClients, WebSocketRules};
 use crate::http::AcceptedConnection;
 use crate::stream::own_flow::{self, OwnFlowError, OwnFlowLimits, OwnFlowObserver, is_permitted};
 use crate::trace_log::TraceRecord;
@@ -52,8 +52,7 @@ pub(super) enum OwnFlowRefusal {
 impl OwnFlowAdmission {
     /// Checks the permission when the method is first configured, and says so if it is missing.
     pub(super) fn apply(&mut self, rules: &WebSocketRules) {
-        let is_configured =
-            rules.trace_method == ClientTraceMethod::OwnFlow && rules.trace != TracedClients::Off;
+        let is_configured = rules.trace_method == TraceMethod::OwnFlow && rules.trace != TracedClients::Off;
         if is_configured && self.is_permitted.is_none() {
             let is_permitted = is_permitted();
             if !is_permitted {

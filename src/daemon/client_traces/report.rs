@@ -194,7 +194,8 @@ pub(super) async fn watch(
                 | TraceReport::LossyFlow { .. }
                 | TraceReport::Route { .. }
                 | TraceReport::Reachability(_)
-                | TraceReport::TtlClamped { .. } => {}
+                | TraceReport::ConnectionStalled { .. }
+            | TraceReport::TtlClamped { .. } => {}
             },
             Ok(reason) = &mut failure => break report.error(reason),
             () = &mut disconnected => break report.left(),

@@ -18,8 +18,9 @@ use tokio::time::{sleep, timeout};
 use super::kernel::{self, Delivery};
 use crate::clock::Clock;
 use crate::http::AcceptedConnection;
-use sockets::{IcmpMessage, TraceSockets};
+use sockets::IcmpMessage;
 pub use sockets::{RawSocketError, is_permitted};
+pub(super) use sockets::{Received, TraceSockets};
 
 /// The limits of a trace.
 #[derive(Debug, Clone)]

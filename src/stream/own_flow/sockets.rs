@@ -20,7 +20,7 @@ use crate::datagram::{FilterField, FilterStart, accept_only};
 /// A raw TCP socket, which sends segments and receives those of the client, and a raw ICMP socket, which
 /// receives the answers of routers. Both receive only what belongs to the connection.
 #[derive(Debug)]
-pub(super) struct TraceSockets {
+pub(in crate::stream) struct TraceSockets {
     segments: UdpSocket,
     messages: UdpSocket,
     local: SocketAddr,
@@ -32,11 +32,20 @@ pub(super) struct TraceSockets {
 
 /// A received ICMP message about a segment.
 #[derive(Debug)]
-pub(super) struct IcmpMessage {
+pub(in crate::stream) struct IcmpMessage {
     /// From its ICMP header on.
-    pub(super) bytes: Vec<u8>,
-    pub(super) from: IpAddr,
-    pub(super) at: Timestamp,
+    pub(in crate::stream) bytes: Vec<u8>,
+    pub(in crate::stream) from: IpAddr,
+    pub(in crate::stream) at: Timestamp,
+}
+
+/// What the sockets receive.
+#[derive(Debug)]
+pub(in crate::stream) enum Received {
+    /// A segment of the peer.
+    Segment { segment: ReceivedSegment, arrived_ttl: u8, at: Timestamp },
+    /// A message of a router about a segment.
+    Message(IcmpMessage),
 }
 
 /// Why the raw sockets of a trace could not be used.
@@ -45,6 +54,12 @@ pub(super) struct IcmpMessage {
 pub struct RawSocketError {
     operation: &'static str,
     error: io::Error,
+}
+
+impl From<RawSocketError> for io::Error {
+    fn from(error: RawSocketError) -> Self {
+        error.error
+    }
 }
 
 impl RawSocketError {
@@ -88,7 +103,7 @@ impl TraceSockets {
     ///
     /// # Errors
     /// If one of them cannot be opened or configured.
-    pub(super) fn open(local: SocketAddr, peer: SocketAddr) -> Result<Self, RawSocketError> {
+    pub(in crate::stream) fn open(local: SocketAddr, peer: SocketAddr) -> Result<Self, RawSocketError> {
         let is_v4 = peer.is_ipv4();
         let (start, icmp, time_exceeded, protocol_at, header_bytes) = match is_v4 {
             true => (FilterStart::AfterIpv4Header, Protocol::ICMPV4, TIME_EXCEEDED_V4, 9, IPV4_BYTES),
@@ -117,6 +132,7 @@ impl TraceSockets {
         ];
         accept_only(&messages, start, &fields).map_err(RawSocketError::of("filtering ICMP messages"))?;
         // Without kernel timestamps this process reads the clock.
+        let _ = kernel::request_rx_timestamps(&segments);
         let _ = kernel::request_rx_timestamps(&messages);
         let segments = registered(segments)?;
         let messages = registered(messages)?;
@@ -127,7 +143,7 @@ impl TraceSockets {
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(super) fn send(&mut self, ttl: u8, segment: &[u8]) -> Result<Timestamp, RawSocketError> {
+    pub(in crate::stream) fn send(&mut self, ttl: u8, segment: &[u8]) -> Result<Timestamp, RawSocketError> {
         let socket = SockRef::from(&self.segments);
         let limited = match self.peer.is_ipv4() {
             true => socket.set_ttl_v4(ttl.into()),
@@ -148,10 +164,12 @@ impl TraceSockets {
     /// Where the connection stands, as the latest segment shows that has arrived; `None`: none has.
     pub(super) fn latest_position(&self) -> Option<FlowPosition> {
         let packets = iter::from_fn(|| Packet::receive(&self.segments).ok()).take(SEGMENTS_MAX);
-        packets.filter_map(|packet| self.position(&packet)).last()
+        let found = packets.filter_map(|packet| self.segment(&packet)).last();
+        found.map(|(segment, arrived_ttl)| FlowPosition::of(segment, arrived_ttl))
     }
 
-    fn position(&self, packet: &Packet) -> Option<FlowPosition> {
+    /// A segment of the connection, and the TTL with which it has arrived.
+    fn segment(&self, packet: &Packet) -> Option<(ReceivedSegment, u8)> {
         let header_bytes = self.header_bytes(&packet.bytes)?;
         let segment = ReceivedSegment::decode(packet.bytes.get(header_bytes..)?).ok()?;
         // Packets may have arrived before the filter was attached.
@@ -161,7 +179,30 @@ impl TraceSockets {
         }
         // An IPv6 packet may also have arrived before its hop limit was asked for.
         let arrived_ttl = if self.peer.is_ipv4() { packet.bytes.get(8).copied() } else { packet.hop_limit };
-        Some(FlowPosition::of(segment, arrived_ttl?))
+        Some((segment, arrived_ttl?))
+    }
+
+    /// Waits for the next segment of the peer, or the next answer of a router.
+    ///
+    /// # Errors
+    /// If a socket cannot be read.
+    pub(in crate::stream) async fn next(&mut self) -> Result<Received, RawSocketError> {
+        loop {
+            let (segments, messages) = (&self.segments, &self.messages);
+            let (is_segment, received) = tokio::select! {
+                received = messages.async_io(Interest::READABLE, || Packet::receive(messages)) => (false, received),
+                received = segments.async_io(Interest::READABLE, || Packet::receive(segments)) => (true, received),
+            };
+            let packet = received.map_err(RawSocketError::of("receiving packets of a connection"))?;
+            if !is_segment {
+                if let Some(message) = self.message(packet) {
+                    return Ok(Received::Message(message));
+                }
+            } else if let Some((segment, arrived_ttl)) = self.segment(&packet) {
+                let at = self.time(&packet);
+                return Ok(Received::Segment { segment, arrived_ttl, at });
+            }
+        }
     }
 
     /// Waits for the next answer of a router.
@@ -187,13 +228,18 @@ impl TraceSockets {
 
     fn message(&mut self, packet: Packet) -> Option<IcmpMessage> {
         let header_bytes = self.header_bytes(&packet.bytes)?;
-        let now = Clock::now();
-        let at = match (packet.timestamp, self.sent_at) {
-            (Some(timestamp), Some(sent_at)) => self.clock.monotonic_of(timestamp, sent_at, now),
-            _ => now,
-        };
+        let at = self.time(&packet);
         let bytes = packet.bytes.get(header_bytes..)?.to_vec();
         Some(IcmpMessage { bytes, from: packet.from?, at })
+    }
+
+    /// When a packet has arrived.
+    fn time(&mut self, packet: &Packet) -> Timestamp {
+        let now = Clock::now();
+        match (packet.timestamp, self.sent_at) {
+            (Some(timestamp), Some(sent_at)) => self.clock.monotonic_of(timestamp, sent_at, now),
+            _ => now,
+        }
     }
 
     /// Length of the IP header in a received packet.

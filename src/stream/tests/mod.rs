@@ -453,6 +453,7 @@ impl RunningPath {
             observer: Observer(Box::new(move |report| {
                 let _ = report_sender.send(*report);
             })),
+            shared: Arc::default(),
         };
         handle.start(NewPath { id: ID, task: StreamTask::Echo(Box::new(echo)), peer_left_at: None });
         Self { handle, events, reports, exporter, series, observed: Observed::default() }

@@ -123,7 +123,7 @@ fn config(trace_timeout: &str) -> Value {
 }
 
 /// A counter of TCP in the kernel of a node.
-fn tcp_counter(net: &Net, node: &str, file: &str, name: &str) -> u64 {
+pub(crate) fn tcp_counter(net: &Net, node: &str, file: &str, name: &str) -> u64 {
     let path = format!("/proc/thread-self/net/{file}");
     let text = net.node(node).within(|| fs::read_to_string(path)).unwrap();
     let lines: Vec<&str> = text.lines().collect();

@@ -19,6 +19,7 @@ mod testbed;
 mod trace;
 mod trace_answers;
 mod trace_changes;
+mod trace_connections;
 mod trace_limits;
 mod trace_networks;
 mod trace_protocols;
@@ -199,6 +200,11 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_protocols", trace_protocols::chain),
         trial("trace_clients", trace_protocols::clients),
         trial("trace_tcp_proxy", trace_tcp::proxy),
+        trial("trace_connections", trace_connections::chain),
+        trial("trace_connections_balanced", trace_connections::balanced),
+        trial("trace_connections_stalled", trace_connections::stalled),
+        trial("trace_connections_outage", trace_connections::outage),
+        trial("trace_connections_not_permitted", trace_connections::not_permitted),
         trial("trace_client_hops", client_traces::hops_as_they_are_found),
         repeatable("trace_own_flow", client_traces::own_flow),
         trial("trace_own_flow_balanced", client_traces::own_flow_balanced),

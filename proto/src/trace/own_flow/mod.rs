@@ -6,8 +6,8 @@
 //! of the connection's own flow: the addresses and ports are the same. The sequence number is as far below
 //! the oldest unacknowledged one as the TTL says, so that a router's answer, which quotes it, names the hop.
 //!
-//! [`OwnFlowTracer`] traces the connection of a client once, all hops together. [`ConnectionProbes`] sends the
-//! probes of a [`Tracer`](super::Tracer), one at a time, on the connection of an echo path.
+//! [`OwnFlowTracer`] traces the connection of a client once, all hops together. [`ConnectionProbes`] sends
+//! the probes of a [`Tracer`](super::Tracer), one at a time, on the connection of an echo path.
 
 mod probes;
 mod segments;

@@ -38,10 +38,18 @@ fn connected() -> ConnectionProbes {
 /// The same, after a segment that has done no harm.
 fn proven() -> ConnectionProbes {
     let mut probes = connected();
-    send(&mut probes, 1, at(0));
+    test(&mut probes, at(0));
     probes.delivered(healthy(200), at(1));
     probes.received(segment(200, 100, 100), 60, at(1));
     probes
+}
+
+/// Sends the segment before the first probe, and returns its TTL and the segment.
+fn test(probes: &mut ConnectionProbes, now: Timestamp) -> (u8, [u8; 20]) {
+    let step = probes.step(1, now);
+    let ProbeStep::Test { ttl, segment } = step else { panic!("{step:?}") };
+    probes.tested(ttl);
+    (ttl, segment)
 }
 
 /// Sends a probe, and returns its segment.
@@ -138,12 +146,14 @@ fn probes_that_may_reach_the_peer_are_half_a_second_apart() {
 }
 
 #[test]
-fn second_segment_waits_until_the_connection_has_delivered_data_after_the_first() {
+fn first_probe_waits_until_the_connection_has_delivered_data_after_another_segment() {
     let mut probes = connected();
     assert!(!probes.is_in_doubt());
     send(&mut probes, DESTINATION, at(0));
     assert!(!probes.is_in_doubt(), "its TTL is not limited");
-    send(&mut probes, 1, at(1));
+    let (ttl, segment) = test(&mut probes, at(1));
+    assert_eq!(ttl, 4, "it reaches the last router that is expected");
+    assert_eq!(probes.message_received(&report(&segment), router(4)), None, "it is no probe");
     assert!(probes.is_in_doubt());
     assert!(matches!(probes.step(2, at(2)), ProbeStep::Wait(_)));
     probes.delivered(healthy(100), at(10));
@@ -153,7 +163,22 @@ fn second_segment_waits_until_the_connection_has_delivered_data_after_the_first(
     probes.delivered(healthy(200), at(30));
     assert!(!probes.is_in_doubt());
     send(&mut probes, 2, at(31));
-    assert!(matches!(probes.step(3, at(32)), ProbeStep::Segment(_)), "the connection bears segments");
+    assert!(probes.is_in_doubt());
+    send(&mut probes, 3, at(32));
+    probes.delivered(healthy(200), at(40));
+    assert!(probes.is_in_doubt(), "the kernel counts the SYN");
+    probes.delivered(healthy(201), at(40));
+    assert!(!probes.is_in_doubt());
+}
+
+#[test]
+fn peer_without_routers_is_probed_too() {
+    let mut probes = ConnectionProbes::new(at(0));
+    probes.opened(LOCAL.into(), PEER.into(), at(0));
+    probes.delivered(healthy(100), at(0));
+    probes.received(segment(100, 0, 100), 64, at(0));
+    probes.change(at(0));
+    assert_eq!(test(&mut probes, at(0)).0, 1);
 }
 
 #[test]
@@ -173,11 +198,12 @@ fn probes_wait_for_a_connection_and_are_then_sent_without_one() {
     assert_eq!((probes.change(at(3_000)), probes.step(1, at(3_000))), (None, ProbeStep::Syn));
     probes.opened(LOCAL.into(), PEER.into(), at(4_000));
     assert_eq!((probes.change(at(4_000)), probes.step(1, at(4_000))), (None, ProbeStep::Syn));
-    probes.delivered(healthy(100), at(4_010));
     probes.received(segment(100, 0, 100), 60, at(4_010));
+    assert_eq!(probes.change(at(4_010)), None, "the kernel does not say how it delivers data");
+    probes.delivered(healthy(100), at(4_010));
     assert_eq!(probes.change(at(4_010)), Some(FlowChange::Replaced));
     assert!(probes.is_on_connection());
-    assert!(matches!(probes.step(1, at(4_010)), ProbeStep::Segment(_)));
+    assert!(matches!(probes.step(1, at(4_010)), ProbeStep::Test { .. }));
 }
 
 #[test]
@@ -190,9 +216,10 @@ fn new_connection_is_another_flow_and_an_ended_one_is_waited_for() {
     probes.opened(LOCAL.into(), PEER.into(), at(1_000));
     assert_eq!(probes.change(at(1_000)), None);
     assert!(matches!(probes.step(1, at(1_000)), ProbeStep::Wait(_)), "where it stands is not known");
+    probes.delivered(healthy(100), at(1_010));
     probes.received(segment(100, 0, 100), 60, at(1_010));
     assert_eq!((probes.change(at(1_010)), probes.change(at(1_010))), (Some(FlowChange::Replaced), None));
-    assert!(matches!(probes.step(1, at(1_010)), ProbeStep::Segment(_)));
+    assert!(matches!(probes.step(1, at(1_010)), ProbeStep::Test { .. }));
     probes.closed(at(2_000));
     assert_eq!(probes.change(at(4_999)), None);
     assert_eq!(
@@ -207,7 +234,7 @@ fn stall(probes: &mut ConnectionProbes, from: u64, is_given_up: bool) {
     probes.delivered(healthy(100), at(from));
     probes.received(segment(100, 0, 100), 60, at(from));
     probes.change(at(from));
-    send(probes, 1, at(from));
+    test(probes, at(from));
     for tick in 1..if is_given_up { 20 } else { 60 } {
         probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(from + 100 * tick));
     }
@@ -239,7 +266,7 @@ fn segments_are_given_up_for_a_day_after_two_connections_have_stalled() {
         probes.change(at(21_000));
         assert_eq!(probes.step(1, at(21_000)), ProbeStep::Syn, "at once");
         assert_eq!(probes.change(until), Some(FlowChange::Replaced), "it is tried again");
-        assert!(matches!(probes.step(1, until), ProbeStep::Segment(_)));
+        assert!(matches!(probes.step(1, until), ProbeStep::Test { .. }));
     }
 }
 
@@ -251,7 +278,7 @@ fn connections_that_end_without_data_in_flight_or_recover_are_not_stalled() {
         probes.delivered(healthy(100), at(from));
         probes.received(segment(100, 0, 100), 60, at(from));
         probes.change(at(from));
-        send(&mut probes, 1, at(from));
+        test(&mut probes, at(from));
         probes.closed(at(from + 100));
     }
     assert_eq!(probes.stalls, 0);
@@ -261,10 +288,28 @@ fn connections_that_end_without_data_in_flight_or_recover_are_not_stalled() {
     probes.delivered(healthy(100), at(40_000));
     probes.received(segment(100, 0, 100), 60, at(40_000));
     probes.change(at(40_000));
-    send(&mut probes, 1, at(40_000));
+    test(&mut probes, at(40_000));
     probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(40_100));
     probes.delivered(healthy(200), at(44_900));
     assert_eq!(probes.stalls, 0, "the next connection has borne a segment");
+}
+
+/// A device that is on the way only of small TTLs.
+#[test]
+fn segments_with_larger_ttls_do_not_excuse_stalls_after_smaller_ones() {
+    let mut probes = ConnectionProbes::new(at(0));
+    for (from, ttl) in [(0, 9), (20_000, 9)] {
+        probes.opened(LOCAL.into(), PEER.into(), at(from));
+        probes.delivered(healthy(100), at(from));
+        probes.received(segment(100, 0, 100), 60, at(from));
+        probes.change(at(from));
+        test(&mut probes, at(from));
+        probes.delivered(healthy(200), at(from + 100));
+        send(&mut probes, ttl, at(from + 200));
+        probes.delivered(Delivered { sent: 300, ..healthy(200) }, at(from + 300));
+        probes.closed(at(from + 1_000));
+    }
+    assert!(probes.given_up_until.is_some());
 }
 
 /// An outage stalls a connection, too: without a segment in doubt that is not held against segments.

@@ -1,11 +1,15 @@
-//! Drives a task whose datagrams are TCP segments with SYN, for traces over TCP.
+//! Drives the task of a trace over TCP.
 //!
-//! Each probe is an attempt to connect with a limited TTL. The socket's error queue tells the router at which
-//! the TTL ended, which needs no privilege while a connection is being established (Linux `tcp_v4_err`).
-//! A probe that reaches the destination establishes a connection, or is refused; either way the socket is
-//! closed with a reset. All probes of a path have the same ports, so that they take the same route.
+//! Without privileges each probe is an attempt to connect with a limited TTL. The socket's error queue tells
+//! the router at which the TTL ended (Linux `tcp_v4_err`). A probe that reaches the destination establishes a
+//! connection, or is refused; either way the socket is closed with a reset. All probes of a path have the
+//! same ports, so that they take the same route, but other ports than the echoes have.
+//!
+//! With CAP_NET_RAW the probes are segments on the connection of the echoes; see
+//! [`ConnectionProbes`](pathmeter_proto::trace::ConnectionProbes).
 
-mod probe;
+mod own_flow;
+mod syn_probe;
 
 use std::future::{Future, pending};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -15,20 +19,25 @@ use std::time::Duration;
 
 use pathmeter_proto::machine::{Arrival, HostDrops, IcmpError, Now, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::ProbeStep;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::TcpTrace;
 use super::path::PathCommand;
 use crate::clock::{Clock, ClockEvent};
-use crate::datagram::{NewTask, Notice, Task, TaskStep, Traffic, not_sent_reason};
+use crate::datagram::{Notice, Task, TaskStep, Traffic, not_sent_reason};
 use crate::loops::LoopEvent;
 use crate::metrics::agent::LoopSeries;
 use crate::paths::PathId;
-use probe::{Outcome, SynProbe};
+use syn_probe::{Outcome, SynProbe};
+
+pub use own_flow::OwnFlow;
+use own_flow::OwnFlowProbes;
 
 /// A path whose task probes over TCP.
-pub(super) struct SynPath {
+pub(super) struct TcpTracePath {
     id: PathId,
     to: SocketAddr,
     /// The port is 0 until the first probe.
@@ -39,6 +48,10 @@ pub(super) struct SynPath {
     drained: Timestamp,
     /// The probe in flight, with the bytes that identify it. A second one could not have the same ports.
     in_flight: Option<(Vec<u8>, Attempt)>,
+    /// Present if probes are sent on the connection of the echoes.
+    own_flow: Option<OwnFlowProbes>,
+    /// A probe that must not be sent yet, with the bytes that identify it.
+    waiting: Option<(Send, Vec<u8>)>,
     traffic: Traffic,
     commands: UnboundedReceiver<PathCommand>,
     series: Arc<LoopSeries>,
@@ -50,22 +63,32 @@ type Attempt = Pin<Box<dyn Future<Output = Outcome> + std::marker::Send>>;
 /// Longest time without a step of the task, which may have been given something to do.
 const STEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same, while it is not known whether the connection of the echoes bears segments. Chosen: shorter than
+/// echoes are waited for.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Answers that are read before another task may run. Chosen: more than the routers of a way.
+const ANSWERS_PER_STEP: usize = 64;
+
 /// What wakes a path.
 enum Wakeup {
     Command(Option<PathCommand>),
     Ended(Outcome),
     Time,
+    /// Something has happened on the connection of the echoes, perhaps an answer.
+    Connection(Option<(Vec<u8>, Arrival)>),
 }
 
-impl SynPath {
+impl TcpTracePath {
     pub(super) fn new(
         id: PathId,
-        new: NewTask,
+        trace: TcpTrace,
         commands: UnboundedReceiver<PathCommand>,
         series: Arc<LoopSeries>,
         events: tokio::sync::mpsc::Sender<LoopEvent>,
     ) -> Self {
         let now = Clock::now();
+        let TcpTrace { task: new, own_flow } = trace;
         let task = (new.build)(vec![0; usize::from(new.flows)], now);
         Self {
             id,
@@ -75,6 +98,8 @@ impl SynPath {
             clock: Clock::new(),
             drained: now,
             in_flight: None,
+            own_flow: own_flow.map(|own| OwnFlowProbes::new(own, new.to, now)),
+            waiting: None,
             traffic: Traffic::default(),
             commands,
             series,
@@ -89,17 +114,24 @@ impl SynPath {
                 self.task.withdraw();
             }
             let Some(until) = self.drive() else { break };
-            let span = until.since(Clock::now()).min(STEP_INTERVAL);
+            let is_in_doubt = self.own_flow.as_ref().is_some_and(OwnFlowProbes::is_in_doubt);
+            let longest = if is_in_doubt { DOUBT_INTERVAL } else { STEP_INTERVAL };
+            let span = until.since(Clock::now()).min(longest);
             let wakeup = tokio::select! {
                 biased;
                 command = self.commands.recv() => Wakeup::Command(command),
                 outcome = ended(&mut self.in_flight) => Wakeup::Ended(outcome),
                 () = sleep(span) => Wakeup::Time,
+                answer = answered(&mut self.own_flow) => Wakeup::Connection(answer),
             };
             match wakeup {
                 Wakeup::Command(Some(PathCommand::PeerLeaving(at))) => self.task.peer_leaving(at),
-                Wakeup::Command(Some(PathCommand::Stop)) => self.task.stop(),
+                Wakeup::Command(Some(PathCommand::Stop)) => {
+                    self.waiting = None;
+                    self.task.stop();
+                }
                 Wakeup::Command(None) => {
+                    self.waiting = None;
                     self.task.stop();
                     self.task.withdraw();
                     self.drive();
@@ -107,6 +139,7 @@ impl SynPath {
                 }
                 Wakeup::Ended(outcome) => self.ended(outcome),
                 Wakeup::Time => self.drain().await,
+                Wakeup::Connection(answer) => self.answered(answer),
             }
             self.series.wakeups.inc();
         }
@@ -121,10 +154,13 @@ impl SynPath {
         let now = Clock::now();
         // Lets the runtime poll the sockets.
         yield_now().await;
-        tokio::select! {
-            biased;
-            outcome = ended(&mut self.in_flight) => self.ended(outcome),
-            () = yield_now() => {}
+        for _ in 0..ANSWERS_PER_STEP {
+            tokio::select! {
+                biased;
+                outcome = ended(&mut self.in_flight) => self.ended(outcome),
+                answer = answered(&mut self.own_flow) => self.answered(answer),
+                () = yield_now() => break,
+            }
         }
         self.drained = now;
     }
@@ -132,11 +168,21 @@ impl SynPath {
     /// Steps the task until it waits. Returns until when; `None` when it has finished.
     fn drive(&mut self) -> Option<Timestamp> {
         loop {
+            self.look_at_connection();
+            if let Some((send, identifier)) = self.waiting.take()
+                && let Some(until) = self.send(send, identifier)
+            {
+                return Some(until);
+            }
             let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
             let mut identifier = Vec::new();
             let mut drops = HostDrops::default();
             match self.task.step(now, &mut drops, &mut identifier, &mut self.traffic) {
-                TaskStep::Send(send) => self.send(&send, identifier),
+                TaskStep::Send(send) => {
+                    if let Some(until) = self.send(send, identifier) {
+                        return Some(until);
+                    }
+                }
                 // A deadline in the past is decided when all answers before it are passed to the task.
                 TaskStep::Wait(until) if until <= now.at && self.drained < now.at => return Some(now.at),
                 TaskStep::Wait(until) => return Some(until),
@@ -148,7 +194,52 @@ impl SynPath {
         }
     }
 
-    fn send(&mut self, send: &Send, identifier: Vec<u8>) {
+    /// Follows the connection of the echoes. Probes that were sent or wait are of no use when the ports
+    /// change.
+    fn look_at_connection(&mut self) {
+        let Some(own_flow) = &mut self.own_flow else { return };
+        let is_replaced = own_flow.refresh(Clock::now());
+        let source = own_flow.take_source();
+        if is_replaced {
+            (self.in_flight, self.waiting) = (None, None);
+            // The next attempt to connect has another port.
+            self.source.set_port(0);
+        }
+        if let Some(source) = source {
+            self.emit(LoopEvent::Started { id: self.id, sources: vec![source] });
+        }
+    }
+
+    /// Sends a probe, unless it must wait: until the returned time.
+    fn send(&mut self, send: Send, identifier: Vec<u8>) -> Option<Timestamp> {
+        let now = Clock::now();
+        let step = self.own_flow.as_ref().map_or(ProbeStep::Syn, |own| own.step(send.ttl, now));
+        match (step, &mut self.own_flow) {
+            (ProbeStep::Wait(until), _) => {
+                self.waiting = Some((send, identifier));
+                return Some(until);
+            }
+            (ProbeStep::Segment(segment), Some(own_flow)) => {
+                match own_flow.send(send.ttl, &segment, identifier) {
+                    Ok(at) => self.task.sent(send.id, at, TimestampSource::User),
+                    Err(error) => self.task.not_sent(send.id, not_sent_reason(&error)),
+                }
+            }
+            (ProbeStep::Test { ttl, segment }, Some(own_flow)) => match own_flow.test(ttl, &segment) {
+                Ok(()) => {
+                    self.waiting = Some((send, identifier));
+                    return Some(now);
+                }
+                Err(error) => self.task.not_sent(send.id, not_sent_reason(&error)),
+            },
+            (ProbeStep::Segment(_) | ProbeStep::Test { .. } | ProbeStep::Syn, _) => {
+                self.connect(&send, identifier);
+            }
+        }
+        None
+    }
+
+    fn connect(&mut self, send: &Send, identifier: Vec<u8>) {
         // Closes the previous one.
         self.in_flight = None;
         let at = Clock::now();
@@ -198,6 +289,12 @@ impl SynPath {
         self.task.received(&identifier, &arrival);
     }
 
+    fn answered(&mut self, answer: Option<(Vec<u8>, Arrival)>) {
+        if let Some((identifier, arrival)) = answer {
+            self.task.received(&identifier, &arrival);
+        }
+    }
+
     fn emit(&self, event: LoopEvent) {
         if self.events.try_send(event).is_err() {
             self.series.events_dropped.inc();
@@ -209,6 +306,14 @@ impl SynPath {
 async fn ended(in_flight: &mut Option<(Vec<u8>, Attempt)>) -> Outcome {
     match in_flight {
         Some((_, attempt)) => attempt.await,
+        None => pending().await,
+    }
+}
+
+/// The next answer on the connection of the echoes; never, if probes are not sent on it.
+async fn answered(own_flow: &mut Option<OwnFlowProbes>) -> Option<(Vec<u8>, Arrival)> {
+    match own_flow {
+        Some(own_flow) => own_flow.next().await,
         None => pending().await,
     }
 }

@@ -14,9 +14,12 @@ use crate::wire::tcp::ReceivedSegment;
 /// connection of the echoes, or, while there is none that can be used, as SYN with other ports.
 ///
 /// Routers answer segments with ICMP errors. The peer answers by repeating its last acknowledgment, which
-/// says nothing about which segment it answers, so that only one probe may be in flight. Segments are sent
-/// only while the connection delivers data. If it stalls after one of them, twice in a row, the way to the
-/// peer does not bear them, and for [`CLAMPED_FOR`] none are sent.
+/// says nothing about which segment it answers, so that only one probe may be in flight.
+///
+/// Segments are sent only while the connection delivers data. Before the first probe with a limited TTL one
+/// segment is sent whose TTL reaches the last router that is expected: all devices on the way see it. If a
+/// connection stalls after a segment, twice in a row, the way does not bear them, and for [`CLAMPED_FOR`]
+/// none are sent.
 #[derive(Debug)]
 pub struct ConnectionProbes {
     connection: Option<Connection>,
@@ -28,6 +31,8 @@ pub struct ConnectionProbes {
     missing_since: Timestamp,
     /// Connections in a row that have stalled after a segment.
     stalls: u32,
+    /// The largest TTL of the segments after which the latest one has stalled.
+    stalled_ttl: u8,
     given_up_until: Option<Timestamp>,
     /// Whether giving up was not told yet.
     has_given_up: bool,
@@ -54,13 +59,21 @@ struct Connection {
     delivered: Delivered,
     /// When the peer last acknowledged something, or when nothing was in flight.
     progress_at: Timestamp,
-    /// Bytes of data that were sent before the first segment after which none were acknowledged; `None`:
-    /// there is no such segment.
-    unproven_from: Option<u64>,
-    /// Whether the connection has delivered data after a segment.
-    is_proven: bool,
+    /// Present if data that was sent after the latest segment was not acknowledged yet.
+    doubt: Option<Doubt>,
+    /// Whether a segment was sent before the first probe.
+    is_tested: bool,
     /// Whether it has stalled after a segment.
     has_stalled: bool,
+}
+
+/// Segments that the connection may not have borne.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// Bytes of data that were sent before the latest one.
+    sent: u64,
+    /// Their largest TTL.
+    ttl: u8,
 }
 
 #[derive(Debug)]
@@ -91,6 +104,14 @@ pub struct Delivered {
 pub enum ProbeStep {
     /// As this segment on the connection, which is reported with [`ConnectionProbes::sent`].
     Segment([u8; 20]),
+    /// Not yet: first this segment is sent with this TTL, which is reported with
+    /// [`ConnectionProbes::tested`].
+    Test {
+        /// The TTL.
+        ttl: u8,
+        /// The segment.
+        segment: [u8; 20],
+    },
     /// As a SYN with other ports than the connection.
     Syn,
     /// Not before this time, or the next input.
@@ -153,6 +174,7 @@ impl ConnectionProbes {
             in_use: None,
             missing_since: now,
             stalls: 0,
+            stalled_ttl: 0,
             given_up_until: None,
             has_given_up: false,
         }
@@ -169,8 +191,8 @@ impl ConnectionProbes {
             repeated_at: None,
             delivered: Delivered::default(),
             progress_at: at,
-            unproven_from: None,
-            is_proven: false,
+            doubt: None,
+            is_tested: false,
             has_stalled: false,
         });
     }
@@ -179,8 +201,11 @@ impl ConnectionProbes {
     pub fn closed(&mut self, at: Timestamp) {
         if let Some(connection) = self.connection.take() {
             // The echoes give it up sooner than it has stalled.
-            if connection.is_in_doubt() && connection.delivered.is_in_flight() && !connection.has_stalled {
-                self.stalled(at);
+            if let Some(doubt) = connection.doubt
+                && connection.delivered.is_in_flight()
+                && !connection.has_stalled
+            {
+                self.stalled(doubt, at);
             }
             self.missing_since = at;
         }
@@ -212,21 +237,23 @@ impl ConnectionProbes {
             connection.progress_at = at;
         }
         connection.delivered = delivered;
-        if connection.unproven_from.is_some_and(|sent| delivered.acknowledged > sent + SYN) {
-            connection.unproven_from = None;
-            connection.is_proven = true;
-            self.stalls = 0;
-        }
-        if connection.is_stuck(at) && connection.is_in_doubt() && !connection.has_stalled {
+        let Some(doubt) = connection.doubt else { return };
+        if delivered.acknowledged > doubt.sent + SYN {
+            connection.doubt = None;
+            if doubt.ttl >= self.stalled_ttl {
+                (self.stalls, self.stalled_ttl) = (0, 0);
+            }
+        } else if connection.is_stuck(at) && !connection.has_stalled {
             connection.has_stalled = true;
-            self.stalled(at);
+            self.stalled(doubt, at);
         }
     }
 
-    fn stalled(&mut self, at: Timestamp) {
+    fn stalled(&mut self, doubt: Doubt, at: Timestamp) {
         self.stalls += 1;
+        self.stalled_ttl = doubt.ttl;
         if self.stalls >= STALLS_MAX {
-            self.stalls = 0;
+            (self.stalls, self.stalled_ttl) = (0, 0);
             self.given_up_until = Some(at + CLAMPED_FOR);
             self.has_given_up = true;
         }
@@ -303,9 +330,12 @@ impl ConnectionProbes {
         let Some((connection, position)) = connection.and_then(|found| Some((found, found.position?))) else {
             return ProbeStep::Wait((self.missing_since + CONNECTION_WAIT).max(now + LOOK_INTERVAL));
         };
-        let is_first_in_doubt = connection.is_in_doubt() && !connection.is_proven;
-        if connection.delivered.is_recovering || is_first_in_doubt {
+        if connection.delivered.is_recovering || connection.is_testing() {
             return ProbeStep::Wait(now + LOOK_INTERVAL);
+        }
+        if ttl != DESTINATION && !connection.is_tested {
+            let ttl = position.routers_back().max(1);
+            return ProbeStep::Test { ttl, segment: connection.ends.segment(position, position.below(ttl)) };
         }
         if let Some(repeated_at) = connection.repeated_at
             && ttl > connection.farthest_router
@@ -316,7 +346,15 @@ impl ConnectionProbes {
         ProbeStep::Segment(connection.ends.segment(position, sequence(position, ttl)))
     }
 
-    /// A segment was sent.
+    /// The segment before the first probe was sent.
+    pub fn tested(&mut self, ttl: u8) {
+        if let Some(connection) = &mut self.connection {
+            connection.is_tested = true;
+            connection.doubted(ttl);
+        }
+    }
+
+    /// The segment of a probe was sent.
     pub fn sent(&mut self, ttl: u8, identifier: Vec<u8>, at: Timestamp) {
         let Some(connection) = &mut self.connection else { return };
         let Some(position) = connection.position else { return };
@@ -326,14 +364,15 @@ impl ConnectionProbes {
         let sequence = sequence(position, ttl);
         connection.sent.push_back(SentSegment { ttl, sequence, at, identifier, is_answered: false });
         if ttl != DESTINATION {
-            connection.unproven_from.get_or_insert(connection.delivered.sent);
+            connection.doubted(ttl);
         }
     }
 }
 
 impl Connection {
     fn is_usable(&self, now: Timestamp) -> bool {
-        self.position.is_some() && !self.is_stuck(now)
+        // Kernels before 4.19 do not count what is sent, so that a stall could not be seen.
+        self.position.is_some() && self.delivered.sent > 0 && !self.is_stuck(now)
     }
 
     /// Whether nothing that is in flight is acknowledged.
@@ -342,7 +381,17 @@ impl Connection {
     }
 
     fn is_in_doubt(&self) -> bool {
-        self.unproven_from.is_some()
+        self.doubt.is_some()
+    }
+
+    /// Whether it is not known yet whether it bears segments.
+    fn is_testing(&self) -> bool {
+        self.is_tested && self.is_in_doubt() && self.sent.iter().all(|sent| sent.ttl == DESTINATION)
+    }
+
+    fn doubted(&mut self, ttl: u8) {
+        let ttl = self.doubt.map_or(ttl, |earlier| earlier.ttl.max(ttl));
+        self.doubt = Some(Doubt { sent: self.delivered.sent, ttl });
     }
 }
 
