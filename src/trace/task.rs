@@ -1,12 +1,14 @@
 //! The task of a traced path on a datagram loop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{
-    DirectedReport, Direction, EchoSummary, ProbeProtocol, Trace, TraceReport, TraceSpec, Tracer, Trigger,
+    DirectedReport, Direction, EchoSummary, ProbeProtocol, RouteId, Trace, TraceReport, TraceSpec, Tracer,
+    Trigger,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -56,6 +58,7 @@ pub(super) fn trace_task(
                 reports,
                 has_new_route: false,
                 has_traced: false,
+                listed: BTreeMap::new(),
             };
             Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
         }),
@@ -93,6 +96,8 @@ struct TraceRecorder {
     has_new_route: bool,
     /// Whether a trace is complete.
     has_traced: bool,
+    /// The route of the latest trace of each flow that was listed.
+    listed: BTreeMap<(Direction, u8), Option<RouteId>>,
 }
 
 impl ListedTraces {
@@ -106,6 +111,14 @@ impl ListedTraces {
 }
 
 impl TraceRecorder {
+    /// Whether a trace is listed: its hops were probed at once, and something has led to it. Without routers,
+    /// or without an answer of the target, a burst takes the place of each round, which is listed only if it
+    /// shows another route.
+    fn is_new(&self, direction: Direction, trace: &Trace) -> bool {
+        let listed = self.listed.get(&(direction, trace.flow)).copied().flatten();
+        trace.is_burst && (trace.trigger != Trigger::Interval || trace.route != listed)
+    }
+
     /// The echoes of a flow before and since something was first observed. It may have begun up to an
     /// interval earlier.
     fn echoes(&self, flow: u8, since: Timestamp) -> (EchoSummary, EchoSummary) {
@@ -145,12 +158,11 @@ impl Recorder<Tracer> for TraceRecorder {
             TraceReport::Traced(trace) => {
                 self.has_new_route = true;
                 self.has_traced = true;
-                // Without routers, or without an answer of the target, a burst takes the place of each round.
-                if let Some(listed) = &self.log
-                    && trace.is_burst
-                    && trace.trigger != Trigger::Interval
+                if let Some(log) = &self.log
+                    && self.is_new(direction, &trace)
                 {
-                    listed.add(direction, &trace);
+                    log.add(direction, &trace);
+                    self.listed.insert((direction, trace.flow), trace.route);
                 }
                 None
             }

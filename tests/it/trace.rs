@@ -383,3 +383,24 @@ fn enumeration_ends_with_its_path() {
     });
     assert_eq!((&event["peer"], &event["reason"]), (&json!("dead"), &json!("the path has ended")), "{event}");
 }
+
+/// A peer that starts after its first trace is found by a repetition, whose trigger is the interval.
+#[test]
+fn first_trace_that_reaches_the_peer_is_listed_whatever_led_to_it() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let config = format!(
+        "peers: [{{name: b, address: {b}}}]\n\
+         probes: [{{name: mesh, interval: 1s}}, {{name: routes, kind: trace, follows: mesh, interval: 2s}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &config));
+    agent.page_when("a trace that did not reach it", |page| {
+        page.has("pathmeter_trace_traces_total", &["result=\"unreached\""])
+            && page.count("pathmeter_trace_traces_total", &["result=\"unreached\""]) > 0
+    });
+    let _peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    eventually("a listed trace that has reached it", || {
+        let traces = agent.json("/api/v1/traces?target=b");
+        let mut traces = traces["traces"].as_array()?.iter();
+        traces.find(|trace| trace["reached"] == true && trace["direction"] == "forward").cloned()
+    });
+}
