@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pathmeter_proto::probe_budget::Deferral;
-use pathmeter_proto::time::nanos;
+use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{Direction, HopState, Route, RouteUpdate, Trace, TraceReport};
 
 use super::block::Series;
@@ -45,6 +45,9 @@ pub struct TracedFlow {
     pub trace: Option<Box<Trace>>,
     /// The current route.
     pub route: Option<Route>,
+    /// Since when the destination has not answered, as was reported; `None`: it answers, or nothing was
+    /// reported.
+    pub missed_since: Option<Timestamp>,
 }
 
 /// How a trace ended.
@@ -109,9 +112,12 @@ impl TraceSeries {
             TraceReport::Unmatched => self.unmatched.inc(),
             TraceReport::Traced(trace) => self.traced(trace, now),
             TraceReport::Route { update, .. } => self.route_updated(update, now),
+            TraceReport::Reachability(change) => {
+                let missed_since = Some(change.since).filter(|_| change.lasted.is_none());
+                self.flow(change.flow, |flow| flow.missed_since = missed_since);
+            }
             TraceReport::Rejected { .. }
             | TraceReport::LossyFlow { .. }
-            | TraceReport::Reachability(_)
             | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. } => {}
         }
@@ -201,7 +207,7 @@ impl TraceSeries {
 
 impl Series for TraceSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 19 + RTT_BOUNDS.len() + 3;
+    const LINES: usize = 20 + RTT_BOUNDS.len() + 3;
 }
 
 /// In alphabetical order.

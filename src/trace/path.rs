@@ -113,6 +113,7 @@ impl TracePlan {
             tx_timestamps: true,
             traces_reverse: self.protocol == ProbeProtocol::Udp,
             skips_busy_routers: self.is_of_client,
+            missed_since: Vec::new(),
             budget: Arc::clone(&start.loops.probe_budget),
             seed: start.seed,
         }
@@ -193,7 +194,8 @@ impl TracePath {
         if plan.is_on_own_flow {
             series.of(Direction::Forward).set_own_flow(false);
         }
-        let spec = plan.spec(start);
+        let missed_since = series.of(Direction::Forward).flows().into_iter().map(|flow| flow.missed_since);
+        let spec = TraceSpec { missed_since: missed_since.collect(), ..plan.spec(start) };
         start.followed.set_follower(start.id);
         let quoted = QuotedFlows::new(plan.protocol, plan.to, Arc::clone(&start.loops.quoted_headers));
         let quoted = Arc::new(quoted);

@@ -128,6 +128,9 @@ pub struct TraceSpec {
     /// Whether a hop is left out if its router would not answer at once, instead of probed later. Other
     /// tracers then do not wait longer.
     pub skips_busy_routers: bool,
+    /// By flow, since when the destination has not answered, as an earlier tracer has reported; `None`: it
+    /// answers, or nothing was reported. Flows that are missing are as `None`.
+    pub missed_since: Vec<Option<Timestamp>>,
     /// The limits that all tracers of the agent share.
     pub budget: Arc<Mutex<ProbeBudget>>,
     /// Determines phases, orders and session numbers.

@@ -105,6 +105,20 @@ impl Reachability {
         }
     }
 
+    /// The destination has not answered since `since`, which was reported already.
+    pub(super) fn missed(since: Timestamp, now: Timestamp) -> Self {
+        let missed = Missed {
+            since,
+            traces: TRACES,
+            probes: MISSES,
+            checks: CHECKS_FAST,
+            check_at: now + CHECK_SPACING,
+            trace_at: Timestamp::NEVER,
+            is_reported: true,
+        };
+        Self { state: State::Missed(missed), ..Self::new() }
+    }
+
     /// The last hop that answered in the latest trace.
     pub(super) fn last_hop(&self) -> Option<(u8, IpAddr)> {
         self.last_hop
@@ -289,6 +303,18 @@ mod tests {
     /// The sequence numbers of misses that follow until one is reported.
     fn misses_until_report(reachability: &mut Reachability, from: u64) -> Option<u64> {
         (from..from + 100).find(|sequence| reachability.unanswered(*sequence) == Some(at(900)))
+    }
+
+    #[test]
+    fn absence_that_was_reported_before_ends_with_the_first_answer_and_is_not_reported_again() {
+        let mut reachability = Reachability::missed(at(900), at(5_000));
+        assert_eq!(reachability.missed_since(), Some(at(900)));
+        assert_eq!(reachability.traced(&trace(false), Some(at(5_000)), at(6_000)), None);
+        assert_eq!(misses_until_report(&mut reachability, 1), None);
+        assert!(!reachability.take_trace(at(100_000)));
+        assert_eq!(reachability.next_check(at(5_500)), Ok(()));
+        assert_eq!(reachability.answered(200, at(7_000)), Some(at(900)));
+        assert_eq!(reachability.missed_since(), None);
     }
 
     #[test]

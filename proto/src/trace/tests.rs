@@ -53,6 +53,7 @@ fn spec() -> TraceSpec {
         tx_timestamps: true,
         traces_reverse: false,
         skips_busy_routers: false,
+        missed_since: Vec::new(),
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: 1,
     }

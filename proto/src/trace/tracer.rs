@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::burst::SPACING;
 use super::flow::{DestinationReply, FlowStep, TracedFlow};
 use super::probe_match::{self, authentic_reply, wire_sequence};
+use super::reachability::Reachability;
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
@@ -89,6 +90,9 @@ impl Tracer {
         let flow = |index| {
             let mut flow = TracedFlow::new(index, Direction::Forward, protocol, hops_max, interval, seed, at);
             flow.wait = spec.answer_wait;
+            if let Some(since) = spec.missed_since.get(usize::from(index)).copied().flatten() {
+                flow.reachability = Reachability::missed(since, at);
+            }
             flow
         };
         Self {

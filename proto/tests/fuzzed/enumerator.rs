@@ -47,6 +47,7 @@ pub(crate) fn enumerator(bytes: &[u8]) {
         tx_timestamps: flags & 4 != 0,
         traces_reverse: false,
         skips_busy_routers: false,
+        missed_since: Vec::new(),
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: flags.into(),
     };

@@ -53,6 +53,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
         tx_timestamps: flags & 0x80 != 0,
         traces_reverse: flags & 2 != 0,
         skips_busy_routers: false,
+        missed_since: Vec::new(),
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed: u64::from(flags),
     };

@@ -33,6 +33,7 @@ pub(super) fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
         tx_timestamps: true,
         traces_reverse: false,
         skips_busy_routers: false,
+        missed_since: Vec::new(),
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed,
     }

@@ -216,6 +216,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_own_flow_not_permitted", client_traces::own_flow_not_permitted),
         trial("trace_protocols_change", trace_protocols::change),
         trial("trace_protocols_labels", trace_protocols::labels),
+        trial("trace_unreachable_and_reloaded", trace::unreachable_and_reloaded),
         trial("trace_protocols_unreachable", trace_protocols::unreachable),
         repeatable("trace_lossy_flow", trace::lossy_flow),
         trial("trace_asymmetric", trace_networks::asymmetric),

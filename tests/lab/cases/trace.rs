@@ -30,15 +30,18 @@ pub(crate) fn start_with<'a>(
     flows: u8,
     [echoes, traces]: [&str; 2],
 ) -> NodeAgent<'a> {
-    let config = json!({
+    NodeAgent::start(net.node(name), config(name, peer, flows, [echoes, traces]), &[])
+}
+
+fn config(name: &str, peer: (&str, IpAddr), flows: u8, [echoes, traces]: [&str; 2]) -> Value {
+    json!({
         "agent": {"name": name, "grace": "1s"},
         "peers": [{"name": peer.0, "address": peer.1}],
         "probes": [
             {"name": "mesh", "interval": echoes, "flows": flows},
             {"name": "routes", "kind": "trace", "follows": "mesh", "interval": traces},
         ],
-    });
-    NodeAgent::start(net.node(name), config, &[])
+    })
 }
 
 /// The flows of the traced path; empty while there are none.
@@ -397,6 +400,28 @@ pub(crate) fn unreachable() -> Result<(), Inconclusive> {
     }
     drop(b);
     Ok(())
+}
+
+/// A reload that restarts the traces in an outage loses neither its end nor its length.
+pub(crate) fn unreachable_and_reloaded() {
+    let net = NetPlan::chain(2).build(9);
+    let peer = ("b", net.v4("b"));
+    let _b = start(&net, "b", ("a", net.v4("a")), 1);
+    let a = start(&net, "a", peer, 1);
+    first_trace(&a, "forward");
+    let blackhole = |action: &str| {
+        net.node("r1").ip(&format!("route {action} blackhole {}/32\n", peer.1));
+    };
+    blackhole("add");
+    wait_for_event(&a, "route_unreachable");
+    let traces = || a.page().count("pathmeter_trace_traces_total", &["direction=\"forward\""]);
+    let before = traces();
+    a.configure(config("a", peer, 1, ["100ms", "4s"]));
+    eventually("traces after the reload", || (traces() >= before + 2).then_some(()));
+    assert_eq!(forward_events(&a, "route_unreachable").len(), 1, "it is not reported again");
+    blackhole("del");
+    let up = wait_for_event(&a, "route_reachable");
+    assert!(up["seconds"].as_f64() > Some(10.0), "{up}");
 }
 
 /// A router that sets the TTL of what it forwards to the peer: the way is not traced, in this direction only.

@@ -35,6 +35,7 @@ fn spec(budget: &Arc<Mutex<ProbeBudget>>, protocol: ProbeProtocol, seed: u64) ->
         tx_timestamps: true,
         traces_reverse: true,
         skips_busy_routers: false,
+        missed_since: Vec::new(),
         budget: Arc::clone(budget),
         seed,
     }
