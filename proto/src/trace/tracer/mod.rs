@@ -1,31 +1,27 @@
 //! The machine that traces the flows of a path.
 
+mod answers;
+mod requests;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::burst::SPACING;
-use super::flow::{DestinationReply, FlowStep, TracedFlow};
-use super::probe_match::{self, authentic_reply, wire_sequence};
+use super::flow::{FlowStep, TracedFlow};
+use super::probe_match;
 use super::reachability::Reachability;
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
-    ANSWER_AGE_MAX, Answer, AnswerExtensions, DESTINATION, DirectedReport, Direction, Finding, ProbeProtocol,
-    Rejection, RejectionReason, Route, TraceReport, TraceSpec, Trigger,
+    ANSWER_AGE_MAX, Answer, DESTINATION, DirectedReport, Direction, Finding, ProbeProtocol, Route,
+    TraceReport, TraceSpec, Trigger,
 };
-use crate::echo::{Profile, Quirks, RequestContents, RequestExtensions, credible_turnaround, encode};
-use crate::machine::{
-    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step,
-    TimestampSource,
-};
-use crate::probe_budget::{Deferral, Expected};
+use crate::machine::{Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SendId, Step, TimestampSource};
 use crate::schedule::mix;
-use crate::time::{Timestamp, nanos};
-use crate::wire::icmp::{IcmpEcho, IcmpVersion};
+use crate::time::Timestamp;
 use crate::wire::stamp::Mode;
-use crate::wire::{NtpTime, ReplyFate, ReverseOutcome, ReverseTrace, tlv};
+use crate::wire::{NtpTime, ReverseTrace};
 
 /// Traces the flows of a path to a STAMP responder, and back.
 #[derive(Debug)]
@@ -70,13 +66,6 @@ struct SentProbe {
 
 /// For probes that do not ask for the outcome of others.
 const NOTHING_WANTED: [Option<u64>; ReverseTrace::OUTCOMES] = [None; ReverseTrace::OUTCOMES];
-
-/// Traces in a row that do not reach the destination before requests are sent without extensions. Chosen: 2,
-/// because one reply may be lost.
-const UNREACHED_MAX: u8 = 2;
-
-/// How long requests are sent without extensions before these are tried again: as long as echoes are.
-const PLAIN_FOR: Duration = Duration::from_secs(600);
 
 impl Tracer {
     /// A tracer that begins with a trace of every flow.
@@ -255,172 +244,6 @@ impl Tracer {
         probe_match::extend(low, self.next_sequence)
     }
 
-    /// A router, or the destination's host, reports that a probe did not arrive.
-    fn error_received(&mut self, received: &[u8], arrival: &Arrival, icmp: &IcmpError) -> Option<()> {
-        let (router, quoted) = (icmp.router, icmp.quotation(received));
-        let sequence = match quoted.len() < self.quoted_bytes_min() {
-            // Only the UDP header was quoted: the router tells which hop it was.
-            true => self.waiting_for(arrival.flow, router)?,
-            false => self.quoted(quoted)?,
-        };
-        // The host rejects the probe: a closed port, or a firewall.
-        let rejects = self.spec.protocol.is_searching() && icmp.kind != IcmpKind::TtlExceeded;
-        if rejects && router == self.spec.to.ip() {
-            return self.destination_answered(sequence, arrival);
-        }
-        let is_of_agent = self.is_of_agent();
-        let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
-        // The TTL of all other requests ends only in a loop, or because it was rewritten, at no hop of the
-        // route.
-        let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
-        let has_ended = icmp.kind == IcmpKind::TtlExceeded && !is_limited && !probe.is_answered;
-        if has_ended && probe.direction == Direction::Forward && is_of_agent {
-            self.traced(Direction::Forward, arrival.flow)?.unlimited_ended(router);
-            return Some(());
-        }
-        let rtt = arrival.at.since(probe.at);
-        if let Some(reason) = RejectionReason::of(icmp) {
-            // Of the way back, only the peer knows more.
-            if probe.direction == Direction::Forward && !probe.is_answered {
-                let ttl = probe.ttl;
-                let limit = Some(ttl).filter(|_| is_limited);
-                let rejection = Rejection { ttl: limit, address: router, reason, rtt };
-                self.traced(Direction::Forward, arrival.flow)?.rejected(sequence, ttl, rejection, arrival.at);
-                self.report(Direction::Forward, TraceReport::Rejected { flow: arrival.flow, rejection });
-            }
-            return Some(());
-        }
-        if icmp.kind != IcmpKind::TtlExceeded || !is_limited {
-            return Some(());
-        }
-        if !probe.is_answered {
-            self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(probe.ttl, router);
-        }
-        let extensions = icmp.extensions(received).and_then(AnswerExtensions::read).map(Arc::new);
-        self.router_answered(sequence, Answer { router, rtt, extensions }, arrival.at);
-        Some(())
-    }
-
-    /// A router answered a probe. Only the first answer counts.
-    fn router_answered(&mut self, sequence: u64, answer: Answer, at: Timestamp) {
-        let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| !probe.is_answered) else { return };
-        probe.is_answered = true;
-        let SentProbe { flow, direction, ttl, .. } = *probe;
-        let report = TraceReport::Answered { flow, ttl, answer: answer.clone(), is_destination: false };
-        self.report(direction, report);
-        let Some(traced) = self.traced(direction, flow) else { return };
-        if let Some(update) = traced.answered(sequence, ttl, answer, at) {
-            self.report_route(direction, flow, update);
-        }
-    }
-
-    /// The only unanswered probe of the flow to a hop at which the router has answered before.
-    fn waiting_for(&self, flow: u8, router: IpAddr) -> Option<u64> {
-        let expected = Expected::Router(router);
-        let traced = self.forward.get(usize::from(flow))?;
-        let mut found = self.probes.iter().filter(|(_, probe)| {
-            let is_forward = probe.flow == flow && probe.direction == Direction::Forward;
-            let is_waiting = is_forward && probe.is_sent && !probe.is_answered;
-            is_waiting && traced.expected(probe.ttl, router.is_ipv4()) == Some(expected)
-        });
-        let (sequence, _) = found.next()?;
-        found.next().is_none().then_some(*sequence)
-    }
-
-    /// The destination answered, without saying which way the probe took.
-    fn plain_reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
-        let sequence = self.replied(datagram)?;
-        self.destination_answered(sequence, arrival)
-    }
-
-    /// The same, to a known probe.
-    fn destination_answered(&mut self, sequence: u64, arrival: &Arrival) -> Option<()> {
-        let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
-        if std::mem::replace(&mut probe.is_answered, true) {
-            return Some(());
-        }
-        let SentProbe { flow, direction, ttl, at: sent_at, .. } = *probe;
-        let (from, rtt, at) = (arrival.from.ip(), arrival.at.since(sent_at), arrival.at);
-        self.report_destination(direction, flow, ttl, Answer::new(from, rtt));
-        let traced = self.traced(direction, flow)?;
-        let reply = DestinationReply { sequence, sent_ttl: ttl, arrived_ttl: None, sent_at, at };
-        traced.destination_answered(reply);
-        if let Some(update) = traced.reached(sequence, ttl, from, rtt, None, at) {
-            self.report_route(direction, flow, update);
-        }
-        Some(())
-    }
-
-    fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
-        if self.spec.protocol.is_searching() {
-            return self.plain_reply_received(datagram, arrival);
-        }
-        let mode = self.mode();
-        let reply = authentic_reply(datagram, &self.spec)?;
-        let reverse = tlv::walk(datagram, mode.base_bytes())
-            .find(|found| found.kind == tlv::REVERSE_TRACE && found.is_understood())
-            .and_then(|found| ReverseTrace::read(found.value(datagram)).ok())
-            .filter(|reverse| reverse.is_reply);
-        let sequence = self.replied(datagram)?;
-        let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
-        if std::mem::replace(&mut probe.is_answered, true) {
-            return Some(());
-        }
-        let SentProbe { flow, direction, ttl, at, .. } = *probe;
-        let elapsed = arrival.at.since(at);
-        let turnaround = credible_turnaround(reply.turnaround(), nanos(elapsed)).unwrap_or(0);
-        let rtt = elapsed.saturating_sub(Duration::from_nanos(turnaround));
-        let from = arrival.from.ip();
-        let back = |sent: u8| sent.checked_sub(arrival.ttl?);
-        let arrived_ttl = match direction {
-            Direction::Forward => Some(reply.sender_ttl).filter(|ttl| *ttl > 0),
-            Direction::Reverse => arrival.ttl,
-        };
-        // Other responders than agents may report anything.
-        let arrived_ttl = arrived_ttl.filter(|_| self.is_of_agent());
-        if let Some(reverse) = &reverse {
-            self.outcomes_received(reverse, flow, arrival.at);
-        }
-        let routers = match direction {
-            Direction::Forward => {
-                if let (Some(_), Some(routers)) = (reverse, back(SENT_TTL)) {
-                    self.begin_reverse(flow, routers, rtt, arrival.at);
-                }
-                // Some reflectors write 0 if they do not know it.
-                ttl.checked_sub(reply.sender_ttl).filter(|_| reply.sender_ttl > 0)
-            }
-            Direction::Reverse => match reverse {
-                Some(ReverseTrace { deferred: Some(time), .. }) if ttl != DESTINATION => {
-                    self.report(direction, TraceReport::Withdrawn);
-                    self.report(direction, TraceReport::Deferred(Deferral::Router));
-                    if let Some(traced) = self.traced(direction, flow) {
-                        traced.not_sent(sequence);
-                        traced.retries_mut().reserve(ttl, arrival.at + time);
-                    }
-                    return Some(());
-                }
-                Some(_) => back(ttl),
-                // Another responder has answered, which does not support it.
-                None => {
-                    self.report(direction, TraceReport::Withdrawn);
-                    if let Some(traced) = self.traced(direction, flow) {
-                        traced.not_sent(sequence);
-                    }
-                    return Some(());
-                }
-            },
-        };
-        self.report_destination(direction, flow, ttl, Answer::new(from, rtt));
-        let Some(traced) = self.traced(direction, flow) else { return Some(()) };
-        let (sent_ttl, sent_at) = (ttl, at);
-        let at = arrival.at;
-        traced.destination_answered(DestinationReply { sequence, sent_ttl, arrived_ttl, sent_at, at });
-        if let Some(update) = traced.reached(sequence, ttl, from, rtt, routers, arrival.at) {
-            self.report_route(direction, flow, update);
-        }
-        Some(())
-    }
-
     fn report_destination(&mut self, direction: Direction, flow: u8, ttl: u8, answer: Answer) {
         self.report(direction, TraceReport::Answered { flow, ttl, answer, is_destination: true });
     }
@@ -452,30 +275,6 @@ impl Tracer {
         }
     }
 
-    /// The responder tells what became of replies with a limited TTL.
-    fn outcomes_received(&mut self, reverse: &ReverseTrace, flow: u8, at: Timestamp) {
-        for ReverseOutcome { sequence, fate } in reverse.outcomes.iter().flatten() {
-            let Some(sequence) = self.extend(*sequence) else { continue };
-            let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| {
-                let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
-                is_reverse && probe.ttl != DESTINATION && !probe.is_answered
-            }) else {
-                continue;
-            };
-            match *fate {
-                ReplyFate::Wanted | ReplyFate::Unknown => {}
-                ReplyFate::Unanswered => probe.is_reply_sent = true,
-                ReplyFate::Answered { router, rtt } => {
-                    let is_same_family = router.is_ipv4() == self.spec.to.is_ipv4();
-                    // A longer RTT than the time until now cannot be true.
-                    if is_same_family && rtt <= at.since(probe.at) {
-                        self.router_answered(sequence, Answer::new(router, rtt), at);
-                    }
-                }
-            }
-        }
-    }
-
     /// The probes of a flow on the way back whose outcome is asked for next.
     fn wanted(&self, flow: u8, from: u64) -> [Option<u64>; ReverseTrace::OUTCOMES] {
         let waiting = self.probes.range(from..).filter(|(_, probe)| {
@@ -496,159 +295,6 @@ impl Tracer {
             traced.learn_destination(routers, rtt);
             ReverseFlow::new(traced)
         });
-    }
-
-    /// A trace has ended. A reflector that drops extensions does not answer the first ones.
-    fn detect_support(&mut self, is_reached: bool, now: Timestamp) {
-        if self.plain_until.is_some_and(|until| until <= now) {
-            self.plain_until = None;
-        }
-        self.unreached = if is_reached { 0 } else { self.unreached.saturating_add(1) };
-        if self.plain_until.is_none() && self.unreached >= UNREACHED_MAX {
-            self.plain_until = Some(now + PLAIN_FOR);
-            self.unreached = 0;
-        }
-    }
-
-    /// The extensions of requests.
-    fn extensions(&self) -> RequestExtensions {
-        match self.spec.quirks.map(|quirks| quirks.profile) {
-            Some(Profile::Detect) if self.plain_until.is_some() => RequestExtensions::None,
-            None | Some(Profile::Detect) => RequestExtensions::All,
-            Some(Profile::Stamp) => RequestExtensions::ClassOfService,
-            Some(Profile::Plain | Profile::TwampLight) => RequestExtensions::None,
-        }
-    }
-
-    /// Sends the probe, or defers it. `wanted` are the probes whose outcome it asks for.
-    fn send(
-        &mut self,
-        (direction, flow): (Direction, u8),
-        (ttl, is_reserved): (u8, bool),
-        wanted: [Option<u64>; ReverseTrace::OUTCOMES],
-        now: Now,
-        arena: &mut Vec<u8>,
-    ) -> Option<Send> {
-        let is_v4 = self.spec.to.is_ipv4();
-        let traced = self.traced(direction, flow)?;
-        if !is_reserved && traced.retries().is_reserved(ttl) {
-            return None;
-        }
-        let expected = traced.expected(ttl, is_v4);
-        // On the way back the responder limits what routers are asked.
-        if let (Some(expected), Direction::Forward, false) = (expected, direction, is_reserved) {
-            let mut budget = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, deferral) = match self.spec.skips_busy_routers {
-                true => (None, budget.take(expected, now.at).err()),
-                false => {
-                    let (at, deferral) = budget.reserve(expected, now.at);
-                    (Some(at), deferral)
-                }
-            };
-            drop(budget);
-            if let Some(reason) = deferral {
-                if let Some(at) = at {
-                    self.traced(direction, flow)?.retries_mut().reserve(ttl, at);
-                }
-                self.report(direction, TraceReport::Deferred(reason));
-                return None;
-            }
-        }
-        let sequence = self.next_sequence;
-        self.traced(direction, flow)?.queued(sequence, ttl, now.at);
-        if let (Direction::Reverse, true) = (direction, ttl != DESTINATION) {
-            let reverse = self.reverse.get_mut(usize::from(flow))?.as_mut()?;
-            reverse.fetch_after(now.at);
-        }
-        self.next_sequence = sequence + 1;
-        let timestamp = match self.spec.protocol {
-            ProbeProtocol::Udp => {
-                self.encode_request(sequence, (direction, flow, ttl), expected, wanted, now, arena)
-            }
-            ProbeProtocol::Icmp => {
-                let timestamp = NtpTime::from(now.wall.wall(now.at));
-                let (session, ssid) = (self.session, self.spec.ssids[usize::from(flow)]);
-                let echo = IcmpEcho { session, timestamp, sequence: wire_sequence(sequence), ssid };
-                echo.encode(IcmpVersion::of(self.spec.to.ip()), IcmpEcho::BYTES, arena);
-                timestamp
-            }
-            ProbeProtocol::ClosedPort => {
-                let timestamp = NtpTime::from(now.wall.wall(now.at));
-                probe_match::encode_datagram(sequence, timestamp, arena);
-                timestamp
-            }
-            ProbeProtocol::Tcp => {
-                // The kernel writes the segment; the driver passes this back in its place.
-                arena.extend_from_slice(&sequence.to_be_bytes());
-                NtpTime::from(now.wall.wall(now.at))
-            }
-        };
-        let probe = SentProbe {
-            flow,
-            direction,
-            ttl,
-            timestamp,
-            at: now.at,
-            is_sent: false,
-            is_answered: false,
-            is_reply_sent: false,
-        };
-        self.probes.insert(sequence, probe);
-        Some(Send {
-            id: SendId(sequence),
-            flow,
-            from: None,
-            to: self.spec.to,
-            tos: self.spec.dscp.tos(),
-            ttl: if direction == Direction::Forward { ttl } else { DESTINATION },
-            dont_fragment: false,
-            segment: None,
-            timestamp: self.spec.tx_timestamps,
-        })
-    }
-
-    /// Appends a STAMP request, and returns its T1.
-    fn encode_request(
-        &self,
-        sequence: u64,
-        (direction, flow, ttl): (Direction, u8, u8),
-        expected: Option<Expected>,
-        wanted: [Option<u64>; ReverseTrace::OUTCOMES],
-        now: Now,
-        arena: &mut Vec<u8>,
-    ) -> NtpTime {
-        let reply_ttl = if direction == Direction::Reverse && ttl != DESTINATION { ttl } else { 0 };
-        let router = expected.and_then(|expected| match expected {
-            Expected::Router(router) => Some(router),
-            Expected::Unknown { .. } => None,
-        });
-        let outcome =
-            |sequence| ReverseOutcome { sequence: wire_sequence(sequence), fate: ReplyFate::Wanted };
-        let outcomes = wanted.map(|sequence| sequence.map(outcome));
-        let reverse = ReverseTrace { ttl: reply_ttl, expected: router, outcomes, ..ReverseTrace::default() };
-        let is_extended = self.extensions() == RequestExtensions::All;
-        let asks_reverse = self.spec.traces_reverse
-            && is_extended
-            && (direction == Direction::Reverse || ttl == DESTINATION);
-        let contents = RequestContents {
-            mode: self.mode(),
-            sequence: wire_sequence(sequence),
-            at: now.wall.wall(now.at),
-            ssid: match self.spec.quirks {
-                Some(Quirks { profile: Profile::TwampLight, .. }) => 0,
-                Some(_) | None => self.spec.ssids[usize::from(flow)],
-            },
-            flow,
-            session: self.session,
-            sent: self.sent_count.wrapping_add(1),
-            is_brief: true,
-            dscp: self.spec.dscp.value(),
-            size: None,
-            extensions: self.extensions(),
-            reverse: asks_reverse.then_some(reverse),
-        };
-        let key = self.spec.keys.as_ref().map(|keys| keys.current());
-        encode(&contents, key, arena).timestamp
     }
 
     /// Steps one flow in one direction until it waits. Appends a datagram that is sent to `arena`.
