@@ -254,10 +254,10 @@ pub enum TracedClients {
     All,
 }
 
-/// How the way of a TCP connection is traced.
+/// How the route of a TCP connection is traced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceMethod {
-    /// With packets of other ports, which needs no privilege.
+    /// With packets from another source port, which needs no privilege.
     Unprivileged,
     /// On the connection itself, which needs CAP_NET_RAW; without it as with
     /// [`Unprivileged`](Self::Unprivileged).

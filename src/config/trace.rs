@@ -24,10 +24,10 @@ pub struct Trace {
     pub transport: Transport,
     /// Largest TTL.
     pub hops_max: u8,
-    /// How a probe over TCP, WebSocket or HTTP is traced: `unprivileged` by attempts to connect, which have
-    /// other ports than its connection; `own_flow` with segments on its connection, which its peer ignores.
-    /// `own_flow` needs CAP_NET_RAW: without it, and while there is no connection, it is traced as with
-    /// `unprivileged`.
+    /// How a probe over TCP, WebSocket or HTTP is traced. `unprivileged`: SYN segments from another source
+    /// port. `own_flow`: empty segments on the connection itself, which the peer discards. It needs
+    /// CAP_NET_RAW and Linux 4.19. SYN segments are used without these, while there is no connection that has
+    /// carried some messages, for 24 h after two connections stalled, and for all but 64 paths.
     pub method: TraceMethod,
     /// Whether every hop has series of its own.
     pub hop_metrics: bool,

@@ -116,16 +116,18 @@ impl TraceSeries {
                 let missed_since = Some(change.since).filter(|_| change.lasted.is_none());
                 self.flow(change.flow, |flow| flow.missed_since = missed_since);
             }
-            TraceReport::Rejected { .. }
-            | TraceReport::LossyFlow { .. }
-            | TraceReport::ConnectionStalled { .. }
-            | TraceReport::TtlClamped { .. } => {}
+            TraceReport::Rejected { .. } | TraceReport::LossyFlow { .. } | TraceReport::TtlClamped { .. } => {
+            }
         }
     }
 
-    /// Sets whether probes over TCP are sent on the connection of the echoes, which is configured.
-    pub fn set_own_flow(&self, is_on_own_flow: bool) {
-        self.own_flow.set(if is_on_own_flow { OWN_FLOW } else { OTHER_PORTS });
+    /// Sets whether probes over TCP are sent on the connection of the echoes; `None`: that is not configured.
+    pub fn set_own_flow(&self, is_on_own_flow: Option<bool>) {
+        self.own_flow.set(match is_on_own_flow {
+            None => 0,
+            Some(false) => OTHER_PORTS,
+            Some(true) => OWN_FLOW,
+        });
     }
 
     fn traced(&self, trace: &Trace, now: u64) {

@@ -74,7 +74,6 @@ impl HopSeries {
             | TraceReport::Unmatched
             | TraceReport::LossyFlow { .. }
             | TraceReport::Reachability(_)
-            | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. }
             | TraceReport::Route { .. } => {}
         }

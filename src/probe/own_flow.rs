@@ -11,14 +11,14 @@ use crate::stream::own_flow::is_permitted;
 pub struct OwnFlowPermission(OnceLock<bool>);
 
 impl OwnFlowPermission {
-    /// Whether it may. Looks when this is first asked, and says so if it may not.
+    /// Whether it may. Checked on first use; a missing capability is logged once.
     pub fn is_granted(&self) -> bool {
         *self.0.get_or_init(|| {
             let is_granted = is_permitted();
             if !is_granted {
                 warn!(
                     capability = "CAP_NET_RAW",
-                    "probes cannot be traced on their own connections: using other ports"
+                    "connections of probes cannot be traced with own_flow: tracing with SYN segments"
                 );
             }
             is_granted

@@ -57,7 +57,7 @@ pub(super) async fn measure(
 
 async fn connect_once(dial: &Dial, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
     dial.resolve(timings).await?;
-    let mut link = dial.connect(timings).await?;
+    let mut link = dial.connect(timings, false).await?;
     let outcome = match link {
         StreamLink::Tcp(_) | StreamLink::WebSocket(_) => Ok(()),
         StreamLink::Http(_) => first_byte(&mut link, timings).await,

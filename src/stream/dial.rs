@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::connect_error::ConnectError;
 use super::http::{self, ExpectedResponse};
 use super::http_target::{HttpTarget, RawConnection};
+use super::kernel;
 use super::link::StreamLink;
 use super::tcp;
 use super::tcp_info::TcpInfoReader;
@@ -106,10 +107,15 @@ pub(super) struct ConnectTimings {
 }
 
 impl Dial {
-    /// Opens a connection, up to the point where messages can be sent.
-    pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<StreamLink, ConnectError> {
+    /// Opens a connection, up to the point where messages can be sent. `is_traced`: whether it has the IPv6
+    /// flow label 0, as the segments of a trace, so that they take its route.
+    pub(super) async fn connect(
+        &self,
+        timings: &mut ConnectTimings,
+        is_traced: bool,
+    ) -> Result<StreamLink, ConnectError> {
         let start = Clock::now();
-        let stream = self.connect_tcp(self.to).await?;
+        let stream = self.connect_tcp(self.to, is_traced).await?;
         timings.connect = Some(Clock::now().since(start));
         match &self.protocol {
             StreamProtocol::Tcp { bytes, keys } => {
@@ -185,9 +191,10 @@ impl Dial {
         }
     }
 
-    async fn connect_tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+    async fn connect_tcp(&self, to: SocketAddr, is_traced: bool) -> Result<TcpStream, ConnectError> {
         let operation = format!("connecting to {to}");
-        let stream = self.start_connect(to).map_err(|error| ConnectError::local(&operation, &error))?;
+        let stream =
+            self.start_connect(to, is_traced).map_err(|error| ConnectError::local(&operation, &error))?;
         let ended = match stream.writable().await {
             Ok(()) => stream.take_error().unwrap_or_else(Some),
             Err(error) => Some(error),
@@ -198,7 +205,7 @@ impl Dial {
         }
     }
 
-    fn start_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    fn start_connect(&self, to: SocketAddr, is_traced: bool) -> io::Result<TcpStream> {
         let socket =
             Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
@@ -206,6 +213,9 @@ impl Dial {
         match to {
             SocketAddr::V4(_) => socket.set_tos_v4(self.dscp.tos().into())?,
             SocketAddr::V6(_) => socket.set_tclass_v6(self.dscp.tos().into())?,
+        }
+        if is_traced && to.is_ipv6() {
+            kernel::disable_flow_label(&socket)?;
         }
         if let Some(source) = self.source {
             socket.bind(&SocketAddr::new(source, 0).into())?;

@@ -40,7 +40,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use dial::{Dial, StreamProtocol};
 pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
-pub use shared_connection::SharedConnection;
+pub use shared_connection::{OwnFlowStatus, Refusal, SharedConnection};
 pub use tcp_trace::OwnFlow;
 
 use crate::datagram::NewTask;
@@ -94,9 +94,8 @@ pub enum StreamTask {
 pub struct TcpTrace {
     /// Its task, with one flow.
     pub task: NewTask,
-    /// Present if the probes are sent on the connection of the echoes that it follows, which needs
-    /// CAP_NET_RAW; `None`: they are attempts to connect. So they are too if [`OWN_FLOW_PATHS_MAX`] paths
-    /// send them otherwise.
+    /// The connection on which the probes are sent, which needs CAP_NET_RAW; `None`: they are attempts to
+    /// connect. Dropped if [`OWN_FLOW_PATHS_MAX`] paths have one already.
     pub own_flow: Option<OwnFlow>,
 }
 
@@ -140,7 +139,7 @@ struct PathHandle {
     commands: UnboundedSender<PathCommand>,
     connect_probe: Option<AbortHandle>,
     /// Whether it may send probes on the connection of an echo path.
-    is_on_own_flow: bool,
+    has_own_flow: bool,
 }
 
 impl Drop for PathHandle {
@@ -181,11 +180,13 @@ impl StreamLoop {
             StreamTask::Echo(echo) => *echo,
             StreamTask::Trace(mut trace) => {
                 let (series, events) = (Arc::clone(&self.series), self.events.clone());
-                let own_flows = self.paths.values().filter(|path| path.is_on_own_flow).count();
-                trace.own_flow.take_if(|_| own_flows >= OWN_FLOW_PATHS_MAX);
-                let is_on_own_flow = trace.own_flow.is_some();
+                let own_flows = self.paths.values().filter(|path| path.has_own_flow).count();
+                if let Some(refused) = trace.own_flow.take_if(|_| own_flows >= OWN_FLOW_PATHS_MAX) {
+                    refused.connection.refuse(Refusal::TooMany);
+                }
+                let has_own_flow = trace.own_flow.is_some();
                 self.tasks.spawn(TcpTracePath::new(id, trace, receiver, series, events).run());
-                self.paths.insert(id, PathHandle { commands, connect_probe: None, is_on_own_flow });
+                self.paths.insert(id, PathHandle { commands, connect_probe: None, has_own_flow });
                 return;
             }
         };
@@ -205,7 +206,7 @@ impl StreamLoop {
         let path =
             StreamPath::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
         self.tasks.spawn(path.run());
-        self.paths.insert(id, PathHandle { commands, connect_probe, is_on_own_flow: false });
+        self.paths.insert(id, PathHandle { commands, connect_probe, has_own_flow: false });
     }
 
     fn send<'a>(&self, ids: impl Iterator<Item = &'a PathId>, command: PathCommand) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pathmeter_proto::echo::{EchoReport, StreamProber, StreamStep};
 use pathmeter_proto::machine::Now;
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::ConnectionEnd;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
@@ -156,7 +157,7 @@ impl StreamPath {
             }
             self.agent.wakeups.inc();
         }
-        self.close_link();
+        self.close_link(ConnectionEnd::Closed);
         self.stream.close();
     }
 
@@ -274,7 +275,7 @@ impl StreamPath {
             Wakeup::Link(LinkEvent::Ignored) => self.on_unmatched(),
             Wakeup::Link(LinkEvent::Closed(error)) => self.disconnect(&error),
             Wakeup::Link(LinkEvent::ClosedUnsent(message, error)) => {
-                self.close_link();
+                self.close_link(connection_end(error.kind));
                 self.prober.undelivered(message);
                 self.prober.disconnected(Clock::now(), None);
                 // Counted but not reported: no message is lost.
@@ -295,7 +296,7 @@ impl StreamPath {
     }
 
     fn disconnect(&mut self, error: &ConnectError) {
-        self.close_link();
+        self.close_link(connection_end(error.kind));
         self.attempt = None;
         if self.prober.disconnected(Clock::now(), error.not_sent) {
             self.stream.disconnected(error.kind);
@@ -311,9 +312,9 @@ impl StreamPath {
     }
 
     /// Reads TCP_INFO once more and closes the connection.
-    fn close_link(&mut self) {
+    fn close_link(&mut self, end: ConnectionEnd) {
         self.read_tcp_info();
-        self.shared.close();
+        self.shared.close(end);
         if let Some(mut link) = self.link.take() {
             link.close();
         }
@@ -330,9 +331,10 @@ impl StreamPath {
             match self.prober.step(now) {
                 StreamStep::Connect => {
                     let dial = Arc::clone(&self.dial);
+                    let is_traced = self.shared.is_watched();
                     self.attempt = Some(Box::pin(async move {
                         let mut timings = ConnectTimings::default();
-                        let link = dial.connect(&mut timings).await?;
+                        let link = dial.connect(&mut timings, is_traced).await?;
                         Ok((link, timings))
                     }));
                     // The attempt starts when it is polled, so wake at once.
@@ -398,5 +400,21 @@ impl StreamPath {
         if self.events.try_send(event).is_err() {
             self.agent.events_dropped.inc();
         }
+    }
+}
+
+/// How a connection ends with such an error, for the path that traces it.
+const fn connection_end(error: ConnectErrorKind) -> ConnectionEnd {
+    match error {
+        ConnectErrorKind::Timeout => ConnectionEnd::TimedOut,
+        ConnectErrorKind::Reset => ConnectionEnd::Reset,
+        ConnectErrorKind::Refused
+        | ConnectErrorKind::Unreachable
+        | ConnectErrorKind::Closed
+        | ConnectErrorKind::Denied
+        | ConnectErrorKind::Tls
+        | ConnectErrorKind::Protocol
+        | ConnectErrorKind::Unresolved
+        | ConnectErrorKind::Local => ConnectionEnd::Closed,
     }
 }

@@ -36,19 +36,15 @@ pub(super) struct TtlClamped {
     pub(super) trigger: Trigger,
 }
 
-/// Connections have stalled after probes that were sent on them.
-#[derive(Debug)]
-pub(super) struct ConnectionStalled {
-    pub(super) flow: u8,
-}
-
 /// Connections of a path have stalled after probes that were sent on them.
+#[derive(Debug)]
+pub(super) struct TracedConnectionStalled;
+
 #[derive(Serialize)]
-struct TracedConnectionStalled<'a> {
+struct TracedConnectionStalledFields<'a> {
     probe: &'a str,
     peer: &'a str,
     family: &'static str,
-    flow: u8,
 }
 
 /// A flow whose peer has answered before does not reach it.
@@ -103,16 +99,16 @@ impl EventType for RouteTtlClamped<'_> {
     const NAME: &'static str = "route_ttl_clamped";
 }
 
-impl EventType for TracedConnectionStalled<'_> {
+impl EventType for TracedConnectionStalledFields<'_> {
     const NAME: &'static str = "traced_connection_stalled";
 }
 
-impl PathEvent for ConnectionStalled {
+impl PathEvent for TracedConnectionStalled {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
         let hours = CLAMPED_FOR.as_secs() / 3_600;
-        warn!(%probe, %peer, family, hours, "connections stalled when they were traced: using other ports");
-        log.add(&TracedConnectionStalled { probe, peer, family, flow: self.flow });
+        warn!(%probe, %peer, family, hours, "two connections stalled after trace probes: tracing with SYN segments");
+        log.add(&TracedConnectionStalledFields { probe, peer, family });
     }
 }
 

@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
 use crate::route_record::{RecordedRoute, asymmetric_hops};
+use crate::stream::OwnFlowStatus;
 use crate::trace_log::{QuotedRecord, TraceRecord};
 
 /// The latest traces and the routes of a flow, to the peer and back, and its echoes of the last minute.
-/// `is_on_own_flow`: whether probes have the ports of the echoes. `quoted` is what a router to the peer has
-/// quoted of its probes.
+/// `own_flow`: whether probes have the ports of the echoes. `quoted` is what a router to the peer has quoted of
+/// its probes.
 pub(super) fn flow_json(
     forward: &TracedFlow,
     reverse: &TracedFlow,
     echoes: &EchoSummary,
-    is_on_own_flow: bool,
+    own_flow: &OwnFlowStatus,
     quoted: impl Fn(IpAddr) -> Option<QuotedRecord>,
 ) -> Value {
     let routers = |flow: &TracedFlow| flow.route.as_ref().and_then(|route| route.routers);
@@ -25,7 +26,8 @@ pub(super) fn flow_json(
         "forward": direction_json(forward, quoted),
         "reverse": direction_json(reverse, |_| None),
         "echoes": echoes_json(echoes),
-        "is_on_own_flow": is_on_own_flow,
+        "is_on_own_flow": own_flow.is_on_connection,
+        "own_flow_refusal": own_flow.refusal.as_ref().map(ToString::to_string),
     })
 }
 

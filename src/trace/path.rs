@@ -12,6 +12,7 @@ use pathmeter_proto::trace::{DirectedReport, Direction, Finding, FlowChange, Pro
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::flow_events::TracedConnectionStalled;
 use super::json::flow_json;
 use super::quoted::QuotedFlows;
 use super::series::DirectedSeries;
@@ -22,13 +23,13 @@ use crate::config::TraceMethod;
 use crate::config::echo::transport::Transport;
 use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
-use crate::loops::NewPath;
+use crate::loops::{NewPath, PathEvent};
 use crate::metrics::AnySeries;
 use crate::metrics::trace::TracedFlow;
 use crate::paths::PathId;
 use crate::probe::{FlowRoutes, Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
-use crate::stream::{OwnFlow, StreamTask, TcpTrace};
+use crate::stream::{OwnFlow, OwnFlowStatus, Refusal, StreamTask, TcpTrace};
 
 /// The plan of a traced path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub(super) struct TracePlan {
     hops_max: u8,
     /// How long to wait for each answer; `None`: as long as the RTT suggests.
     answer_wait: Option<Duration>,
-    /// Whether probes are sent on the connection of the echoes.
-    is_on_own_flow: bool,
+    /// Whether probes are to be sent on the connection of the echoes.
+    wants_own_flow: bool,
     has_hop_metrics: bool,
     keys: KeyChoice,
     quirks: Option<Quirks>,
@@ -78,7 +79,7 @@ impl TracePlan {
             flows: trace.flows(),
             hops_max: trace.hops_max,
             answer_wait: None,
-            is_on_own_flow: trace.method == TraceMethod::OwnFlow,
+            wants_own_flow: trace.method == TraceMethod::OwnFlow,
             has_hop_metrics: trace.hop_metrics,
             keys,
             quirks,
@@ -131,7 +132,7 @@ impl TracePlan {
             flows: 1,
             hops_max,
             answer_wait: Some(answer_wait),
-            is_on_own_flow: false,
+            wants_own_flow: false,
             has_hop_metrics: false,
             keys: KeyChoice::None,
             quirks: None,
@@ -191,9 +192,7 @@ impl TracePath {
         let earlier = earlier.map(|path| path.series);
         let hops_max = plan.has_hop_metrics.then_some(plan.hops_max);
         let series = DirectedSeries::new(start.key, plan.protocol == ProbeProtocol::Udp, hops_max, earlier);
-        if plan.is_on_own_flow {
-            series.of(Direction::Forward).set_own_flow(false);
-        }
+        series.of(Direction::Forward).set_own_flow(plan.wants_own_flow.then_some(false));
         let missed_since = series.of(Direction::Forward).flows().into_iter().map(|flow| flow.missed_since);
         let spec = TraceSpec { missed_since: missed_since.collect(), ..plan.spec(start) };
         start.followed.set_follower(start.id);
@@ -212,8 +211,7 @@ impl TracePath {
                 start.loops.prober.start(NewPath { id, task, peer_left_at });
             }
             ProbeProtocol::Tcp => {
-                let is_on_own_flow = plan.is_on_own_flow && start.loops.own_flow.is_granted();
-                let own_flow = is_on_own_flow.then(|| own_flow(&start.followed));
+                let own_flow = plan.wants_own_flow.then(|| own_flow(start)).flatten();
                 let task = StreamTask::Trace(TcpTrace { task, own_flow });
                 start.loops.streams.start(NewPath { id, task, peer_left_at });
             }
@@ -222,16 +220,22 @@ impl TracePath {
     }
 }
 
-/// That the only flow of a path over TCP is traced on the connection of the path that it follows.
-fn own_flow(followed: &Arc<Followed>) -> OwnFlow {
-    let (connection, followed) = (Arc::clone(followed.connection()), Arc::clone(followed));
-    let changed = move |change| {
-        followed.add(match change {
-            FlowChange::Replaced => Finding::FlowReplaced { flow: 0 },
-            FlowChange::GivenUp => Finding::ConnectionStalled { flow: 0 },
-        });
+/// Connects the trace of a TCP path to the connection of the path that it follows; `None` if this process may
+/// not send segments on it.
+fn own_flow(start: &StartContext<'_>) -> Option<OwnFlow> {
+    let (connection, followed) = (Arc::clone(start.followed.connection()), Arc::clone(&start.followed));
+    if !start.loops.own_flow.is_granted() {
+        connection.refuse(Refusal::NotPermitted);
+        return None;
+    }
+    let changed = move |change| match change {
+        FlowChange::Replaced => {
+            followed.add(Finding::FlowReplaced { flow: 0 });
+            None
+        }
+        FlowChange::Stalled => Some(Box::new(TracedConnectionStalled) as Box<dyn PathEvent>),
     };
-    OwnFlow { connection, changed: Box::new(changed) }
+    Some(OwnFlow { connection, changed: Box::new(changed) })
 }
 
 impl Path for TracePath {
@@ -289,12 +293,13 @@ impl Traced {
 
 impl Traced {
     /// Whether probes have the ports, or the identifier, of the echoes.
-    fn is_on_own_flow(&self) -> bool {
-        match self.protocol {
+    fn own_flow(&self) -> OwnFlowStatus {
+        let is_on_connection = match self.protocol {
             ProbeProtocol::Udp | ProbeProtocol::Icmp => true,
             ProbeProtocol::ClosedPort => false,
-            ProbeProtocol::Tcp => self.followed.connection().is_probed(),
-        }
+            ProbeProtocol::Tcp => return self.followed.connection().status(),
+        };
+        OwnFlowStatus { is_on_connection, refusal: None }
     }
 }
 
@@ -316,7 +321,7 @@ impl Measured for Traced {
         let flows = self.flows().zip(0..).map(|((to, back), flow)| {
             let echoes = self.followed.echoes(flow, since, Timestamp::NEVER);
             let quoted = |router| self.quoted.find(flow, router);
-            flow_json(&to, &back, &echoes, self.is_on_own_flow(), quoted)
+            flow_json(&to, &back, &echoes, &self.own_flow(), quoted)
         });
         let flows: Vec<Value> = flows.collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()

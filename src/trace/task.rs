@@ -1,4 +1,4 @@
-//! The task of a traced path on a datagram loop.
+//! The task of a traced path on a loop of datagrams or connections.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use pathmeter_proto::trace::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
-use super::flow_events::{ConnectionStalled, ReachabilityChanged, TtlClamped};
+use super::flow_events::{ReachabilityChanged, TtlClamped};
 use super::quoted::QuotedFlows;
 use super::series::DirectedSeries;
 use crate::clock::Clock;
@@ -178,9 +178,6 @@ impl Recorder<Tracer> for TraceRecorder {
                 let event = ReachabilityChanged { direction, change: *change, before, after };
                 Some(Notice::Path(Box::new(event)))
             }
-            TraceReport::ConnectionStalled { flow } => {
-                Some(Notice::Path(Box::new(ConnectionStalled { flow })))
-            }
             TraceReport::TtlClamped { flow, rewriting, trigger } => {
                 Some(Notice::Path(Box::new(TtlClamped { direction, flow, rewriting, trigger })))
             }
@@ -207,7 +204,8 @@ impl Recorder<Tracer> for TraceRecorder {
     fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {
         let connection = self.followed.connection();
         if connection.is_watched() {
-            self.series.of(Direction::Forward).set_own_flow(connection.is_probed());
+            let is_on_connection = connection.status().is_on_connection;
+            self.series.of(Direction::Forward).set_own_flow(Some(is_on_connection));
         }
         if std::mem::take(&mut self.has_new_route) {
             for direction in Direction::ALL {

@@ -44,8 +44,8 @@ pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use extensions::{AnswerExtensions, Interface};
 pub use hop::{HopState, Responder};
 pub use own_flow::{
-    ConnectionProbes, Delivered, FlowChange, FlowPosition, OwnFlowSpec, OwnFlowStep, OwnFlowTracer,
-    ProbeAnswer, ProbeStep,
+    ConnectionEnd, ConnectionProbes, Delivered, FlowChange, FlowPosition, OwnFlowRefusal, OwnFlowSpec,
+    OwnFlowStep, OwnFlowTracer, ProbeAnswer, ProbeStep,
 };
 pub use reachability::ReachabilityChange;
 pub use rejection::{Rejection, RejectionReason};
@@ -180,7 +180,7 @@ pub enum Trigger {
     Mtu,
     /// The host's own routes have changed.
     LocalRoute,
-    /// The packets of the flow have other ports, because its connection was opened again.
+    /// The source port of the flow's probes has changed.
     Connection,
     /// The destination, which is an agent, has reported that another of its routes has changed.
     Peer,
@@ -286,12 +286,6 @@ pub enum TraceReport {
     },
     /// The destination of a flow no longer answers, or answers again. Only in forward direction.
     Reachability(Box<ReachabilityChange>),
-    /// Connections of a flow have stalled after probes that were sent on them. For [`CLAMPED_FOR`] its probes
-    /// have other ports.
-    ConnectionStalled {
-        /// The flow.
-        flow: u8,
-    },
     /// A device on the way of a flow rewrites TTLs. For [`CLAMPED_FOR`] no limited probes are sent on it.
     TtlClamped {
         /// The flow.

@@ -98,8 +98,8 @@ pub enum RouteUpdate {
 #[derive(Debug)]
 pub(super) struct RouteTracker {
     current: Option<Route>,
-    /// Whether the current route is that of packets with other ports, so that nothing is compared with it.
-    is_of_earlier_ports: bool,
+    /// The route of packets with earlier ports, which is shown until the current one is known.
+    of_earlier_ports: Option<Route>,
     candidate: Option<Candidate>,
     /// Whether the number of routers varies from packet to packet.
     is_length_balanced: bool,
@@ -141,7 +141,7 @@ impl RouteTracker {
     pub(super) fn new() -> Self {
         Self {
             current: None,
-            is_of_earlier_ports: false,
+            of_earlier_ports: None,
             candidate: None,
             is_length_balanced: false,
             earlier: VecDeque::new(),
@@ -149,7 +149,7 @@ impl RouteTracker {
         }
     }
 
-    /// The current route; `None` before the first complete trace.
+    /// The current route; `None` before the first complete trace with the current ports.
     pub(super) fn current(&self) -> Option<&Route> {
         self.current.as_ref()
     }
@@ -161,41 +161,24 @@ impl RouteTracker {
 
     /// The router at a hop of the current route.
     pub(super) fn router(&self, ttl: u8) -> &HopRouter {
-        let hop = self.known().and_then(|route| route.hops.get(usize::from(ttl).checked_sub(1)?));
+        let hop = self.current.as_ref().and_then(|route| route.hops.get(usize::from(ttl).checked_sub(1)?));
         hop.unwrap_or(&HopRouter::Unknown)
     }
 
     /// The packets of the flow have other ports from now on.
     pub(super) fn replaced(&mut self) {
-        let current = self.current.take();
-        *self = Self { is_of_earlier_ports: current.is_some(), current, ..Self::new() };
+        let of_earlier_ports = self.current.take().or_else(|| self.of_earlier_ports.take());
+        *self = Self { of_earlier_ports, ..Self::new() };
     }
 
-    /// Whether the current route is that of packets with other ports.
-    pub(super) fn is_of_earlier_ports(&self) -> bool {
-        self.is_of_earlier_ports
+    /// The current route, or else that of packets with earlier ports; `None` before the first complete trace.
+    pub(super) fn shown(&self) -> Option<&Route> {
+        self.current.as_ref().or(self.of_earlier_ports.as_ref())
     }
 
-    /// Whether the route of the packets is known.
-    pub(super) fn is_established(&self) -> bool {
-        self.known().is_some()
-    }
-
-    /// The current route, if it is that of packets with the current ports.
-    pub(super) fn known(&self) -> Option<&Route> {
-        self.current.as_ref().filter(|_| !self.is_of_earlier_ports)
-    }
-
-    fn known_mut(&mut self) -> Option<&mut Route> {
-        self.current.as_mut().filter(|_| !self.is_of_earlier_ports)
-    }
-
-    /// Sets the first route, after a complete trace. Has no effect later.
+    /// Sets the first route of the current ports, after a complete trace. Has no effect once it is known.
     pub(super) fn establish(&mut self, hops: Vec<HopRouter>, routers: Option<u8>) {
-        if !self.is_established() {
-            self.current = Some(Route { id: route_id(&hops, routers), hops, routers });
-            self.is_of_earlier_ports = false;
-        }
+        self.current.get_or_insert_with(|| Route { id: route_id(&hops, routers), hops, routers });
     }
 
     /// Hops that must be probed to confirm or refute a change.
@@ -212,7 +195,7 @@ impl RouteTracker {
     /// never answered: they do not exist, and the probe that searched for the destination there was lost.
     /// Returns false if the route has them.
     pub(super) fn shorten(&mut self, routers: u8) -> bool {
-        let Some(route) = self.known_mut() else { return false };
+        let Some(route) = &mut self.current else { return false };
         let kept = usize::from(routers);
         let is_too_long = route.routers.is_some_and(|known| routers < known);
         let has_answered = route.hops.iter().skip(kept).any(|hop| *hop != HopRouter::Unknown);
@@ -234,7 +217,7 @@ impl RouteTracker {
     /// the current route.
     pub(super) fn forget_length(&mut self) {
         self.candidate = None;
-        if let Some(route) = self.known_mut() {
+        if let Some(route) = &mut self.current {
             route.routers = None;
             let known = route.hops.iter().rposition(|hop| *hop != HopRouter::Unknown);
             route.hops.truncate(known.map_or(0, |index| index + 1));
@@ -250,7 +233,7 @@ impl RouteTracker {
 
     /// A router answered a probe with this TTL.
     pub(super) fn answered(&mut self, ttl: u8, router: IpAddr, at: Timestamp) -> Option<RouteUpdate> {
-        let route = self.current.as_mut().filter(|_| !self.is_of_earlier_ports)?;
+        let route = self.current.as_mut()?;
         let index = usize::from(ttl).checked_sub(1)?;
         if let Some(candidate) = &mut self.candidate {
             candidate.hops.entry(ttl).or_default().insert(router);
@@ -285,7 +268,7 @@ impl RouteTracker {
 
     /// The destination answered, which is behind this number of routers.
     pub(super) fn reached(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
-        let route = self.current.as_mut().filter(|_| !self.is_of_earlier_ports)?;
+        let route = self.current.as_mut()?;
         if self.is_length_balanced {
             return None;
         }

@@ -36,13 +36,8 @@ pub enum Finding {
         /// The other flows that are not found to be lossy.
         clean: Vec<u8>,
     },
-    /// The packets of a flow have other ports, because its connection was opened again.
+    /// The source port of a flow's probes has changed.
     FlowReplaced {
-        /// The flow.
-        flow: u8,
-    },
-    /// Connections of a flow have stalled after probes that were sent on them.
-    ConnectionStalled {
         /// The flow.
         flow: u8,
     },
@@ -306,10 +301,7 @@ mod tests {
                     assert_eq!(clean, [0, 1, 2]);
                     Some((tick * 80 / 1_000, flow, echoes))
                 }
-                Finding::Routers { .. }
-                | Finding::Trigger { .. }
-                | Finding::FlowReplaced { .. }
-                | Finding::ConnectionStalled { .. } => None,
+                Finding::Routers { .. } | Finding::Trigger { .. } | Finding::FlowReplaced { .. } => None,
             }));
         }
         found

@@ -5,7 +5,8 @@
 //!  4 u32 sequence number        8 u32 acknowledgment number
 //! 12 u4 header length in words, u4 reserved, flags: … ACK 16, PSH 8, RST 4, SYN 2, FIN 1
 //! 14 u16 window                16 u16 checksum, also over the addresses
-//! 18 u16 urgent pointer        20 options
+//! 18 u16 urgent pointer        20 options: u8 kind, u8 length, the rest; only the kind of padding (1) and of
+//!                                 the end (0)
 //! ```
 //! An ICMP message that reports the end of a TTL (RFC 792, RFC 4443 section 3.3) quotes the packet from its
 //! IP header on, at least eight bytes after that: the ports and the sequence number.
@@ -25,6 +26,18 @@ pub struct EmptySegment {
     pub acknowledgment: u32,
     /// Receive window, before scaling.
     pub window: u16,
+    /// The timestamps option; `None`: the connection has none.
+    pub timestamps: Option<SegmentTimestamps>,
+}
+
+/// The timestamps option (RFC 7323 section 3). On a connection whose ends have agreed on it, segments without
+/// it may be discarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentTimestamps {
+    /// The clock of the sender.
+    pub value: u32,
+    /// The latest value that the sender has received.
+    pub echo: u32,
 }
 
 /// What a received segment says about its connection.
@@ -40,6 +53,10 @@ pub struct ReceivedSegment {
     pub acknowledgment: u32,
     /// Whether it carries no data.
     pub is_empty: bool,
+    /// The timestamps option; `None`: it has none.
+    pub timestamps: Option<SegmentTimestamps>,
+    /// Whether it says which data was received out of order, or twice (RFC 2018, RFC 2883).
+    pub has_sack: bool,
 }
 
 /// A segment whose TTL has ended, as an ICMP error quotes it.
@@ -57,8 +74,17 @@ pub struct ExpiredSegment<'a> {
 
 const HEADER_BYTES: usize = 20;
 
-/// `HEADER_BYTES` in words, before four reserved bits.
-const HEADER_WORDS: u8 = 5 << 4;
+/// Two bytes of padding, and the timestamps option.
+const TIMESTAMPS_BYTES: usize = 12;
+
+/// Kinds of options.
+const END: u8 = 0;
+const PADDING: u8 = 1;
+const SACK: u8 = 5;
+const TIMESTAMPS: u8 = 8;
+
+/// Length of the timestamps option.
+const TIMESTAMPS_LENGTH: u8 = 10;
 
 const ACK: u8 = 16;
 const RST: u8 = 4;
@@ -79,13 +105,21 @@ const QUOTED_BYTES: usize = 8;
 impl EmptySegment {
     /// The segment from `source` to `destination`, which are of one family, with the flag ACK.
     #[must_use]
-    pub fn encode(&self, source: SocketAddr, destination: SocketAddr) -> [u8; HEADER_BYTES] {
-        let mut segment = [0; HEADER_BYTES];
+    pub fn encode(&self, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+        let options_bytes = if self.timestamps.is_some() { TIMESTAMPS_BYTES } else { 0 };
+        let mut segment = vec![0; HEADER_BYTES + options_bytes];
+        // In words, before four reserved bits.
+        let header_words = u8::try_from(segment.len() / 4).expect("a few bytes") << 4;
+        if let Some(SegmentTimestamps { value, echo }) = self.timestamps {
+            put(&mut segment, HEADER_BYTES, &[PADDING, PADDING, TIMESTAMPS, TIMESTAMPS_LENGTH]);
+            put(&mut segment, HEADER_BYTES + 4, &value.to_be_bytes());
+            put(&mut segment, HEADER_BYTES + 8, &echo.to_be_bytes());
+        }
         put(&mut segment, 0, &source.port().to_be_bytes());
         put(&mut segment, 2, &destination.port().to_be_bytes());
         put(&mut segment, 4, &self.sequence.to_be_bytes());
         put(&mut segment, 8, &self.acknowledgment.to_be_bytes());
-        put(&mut segment, 12, &[HEADER_WORDS, ACK]);
+        put(&mut segment, 12, &[header_words, ACK]);
         put(&mut segment, 14, &self.window.to_be_bytes());
         let checksum = !sum(&covered(source.ip(), destination.ip(), &segment));
         put(&mut segment, 16, &checksum.to_be_bytes());
@@ -120,8 +154,30 @@ impl ReceivedSegment {
             next_sequence: u32_at(segment, 4).wrapping_add(data_bytes),
             acknowledgment: u32_at(segment, 8),
             is_empty: data_bytes == 0,
+            timestamps: options(&segment[HEADER_BYTES..header_bytes]).find_map(|(kind, value)| {
+                let is_timestamps = kind == TIMESTAMPS && value.len() == usize::from(TIMESTAMPS_LENGTH) - 2;
+                is_timestamps.then(|| SegmentTimestamps { value: u32_at(value, 0), echo: u32_at(value, 4) })
+            }),
+            has_sack: options(&segment[HEADER_BYTES..header_bytes]).any(|(kind, _)| kind == SACK),
         })
     }
+}
+
+/// The options of a segment, up to one that is malformed: their kinds, and what follows their lengths.
+fn options(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (kind, after) = loop {
+            match bytes.split_first()? {
+                (&PADDING, rest) => bytes = rest,
+                (&END, _) => return None,
+                (&kind, rest) => break (kind, rest),
+            }
+        };
+        let (length, rest) = after.split_first()?;
+        let (value, rest) = rest.split_at_checked(usize::from(*length).checked_sub(2)?)?;
+        bytes = rest;
+        Some((kind, value))
+    })
 }
 
 impl<'a> ExpiredSegment<'a> {
@@ -183,7 +239,7 @@ mod tests {
     use crate::wire::icmp_extensions::{IcmpExtension, MplsLabel};
 
     const SEGMENT: EmptySegment =
-        EmptySegment { sequence: 0x0102_0304, acknowledgment: 0x0506_0708, window: 512 };
+        EmptySegment { sequence: 0x0102_0304, acknowledgment: 0x0506_0708, window: 512, timestamps: None };
 
     fn addresses(version: IcmpVersion) -> [SocketAddr; 2] {
         match version {
@@ -241,15 +297,41 @@ mod tests {
     }
 
     #[test]
+    fn options_are_read_up_to_one_that_is_malformed() {
+        let [source, destination] = addresses(IcmpVersion::V4);
+        let timestamps = Some(SegmentTimestamps { value: 0x1122_3344, echo: 0x5566_7788 });
+        let sent = EmptySegment { timestamps, ..SEGMENT }.encode(source, destination);
+        assert_eq!((sent.len(), sum(&covered(source.ip(), destination.ip(), &sent))), (32, 0xffff));
+        let found = ReceivedSegment::decode(&sent).unwrap();
+        assert_eq!((found.timestamps, found.is_empty, found.has_sack), (timestamps, true, false));
+        let with = |options: &[u8]| {
+            let mut segment = SEGMENT.encode(source, destination);
+            segment.extend(options);
+            segment[12] = u8::try_from(segment.len() / 4).unwrap() << 4;
+            let found = ReceivedSegment::decode(&segment).unwrap();
+            (found.timestamps.is_some(), found.has_sack)
+        };
+        let [time, sack] = [&[8, 10, 0, 0, 0, 1, 0, 0, 0, 2][..], &[5, 10, 0, 0, 0, 1, 0, 0, 0, 2]];
+        assert_eq!(with(&[sack, &[1, 1], time, &[0, 0]].concat()), (true, true));
+        assert_eq!(with(&[time, &[0, 1], sack, &[1, 1]].concat()), (true, false), "after the end");
+        assert_eq!(with(&[&[3, 1], time].concat()), (false, false), "shorter than an option can be");
+        assert_eq!(with(&[&[3, 13], time].concat()), (false, false), "longer than the header");
+        assert_eq!(with(&[8, 6, 0, 0, 0, 1, 1, 1]), (false, false), "timestamps of another length");
+        assert_eq!(with(&[1, 1, 1, 8]), (false, false));
+    }
+
+    #[test]
     fn received_segment_says_what_comes_next() {
         let [source, destination] = addresses(IcmpVersion::V4);
-        let mut segment = SEGMENT.encode(source, destination).to_vec();
+        let mut segment = SEGMENT.encode(source, destination);
         let expected = ReceivedSegment {
             source_port: 9_862,
             destination_port: 50_000,
             next_sequence: SEGMENT.sequence,
             acknowledgment: SEGMENT.acknowledgment,
             is_empty: true,
+            timestamps: None,
+            has_sack: false,
         };
         assert_eq!(ReceivedSegment::decode(&segment), Ok(expected));
         // Twelve bytes of options and three of data.

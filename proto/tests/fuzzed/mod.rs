@@ -178,10 +178,12 @@ pub(crate) fn decode_tcp(bytes: &[u8]) {
         if let Some(extensions) = expired.extensions {
             assert!(message.ends_with(extensions) && !extensions.is_empty());
         }
-        let segment = EmptySegment { sequence: expired.sequence, acknowledgment: 1, window: 2 };
+        let segment =
+            EmptySegment { sequence: expired.sequence, acknowledgment: 1, window: 2, timestamps: None };
         let written = segment.encode(expired.source, expired.destination);
         let found = ReceivedSegment::decode(&written).expect("it is a segment");
         assert_eq!((found.next_sequence, found.source_port), (expired.sequence, expired.source.port()));
+        assert!(found.is_empty && !found.has_sack && found.timestamps.is_none());
     }
 }
 

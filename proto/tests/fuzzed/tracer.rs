@@ -155,9 +155,14 @@ impl Run {
                 self.tracer.observe(Finding::Routers { flow, direction, routers }, self.at);
             }
             _ => {
-                let trigger = [Trigger::Loss, Trigger::Request][usize::from(input.byte() & 1)];
-                let flow = Some(input.byte() % 8).filter(|flow| *flow < 5);
-                self.tracer.observe(Finding::Trigger { flow, trigger }, self.at);
+                let (kind, flow) = (input.byte() % 3, input.byte() % 8);
+                let of_flow = Some(flow).filter(|flow| *flow < 5);
+                let finding = match kind {
+                    0 => Finding::Trigger { flow: of_flow, trigger: Trigger::Loss },
+                    1 => Finding::Trigger { flow: of_flow, trigger: Trigger::Request },
+                    _ => Finding::FlowReplaced { flow },
+                };
+                self.tracer.observe(finding, self.at);
             }
         }
     }
@@ -324,7 +329,7 @@ impl Run {
                 assert!(change.since + change.lasted.unwrap_or_default() <= self.at);
                 assert!(change.last_hop.is_none_or(|(ttl, _)| (1..=self.hops_max).contains(&ttl)));
             }
-            TraceReport::TtlClamped { .. } | TraceReport::ConnectionStalled { .. } => {}
+            TraceReport::TtlClamped { .. } => {}
         }
         let undecided = self.counts[&direction].undecided();
         assert!(undecided <= self.left_count);

@@ -11,7 +11,7 @@ use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 use pathmeter_proto::wire::quoted_header::{QuotedChecksum, QuotedHeader};
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
-use pathmeter_proto::wire::tcp::EmptySegment;
+use pathmeter_proto::wire::tcp::{EmptySegment, SegmentTimestamps};
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime, ReplyFate, ReverseOutcome, ReverseTrace};
@@ -223,12 +223,18 @@ fn extension_structures() -> Vec<Vec<u8>> {
 /// TCP segments, and what routers report of them, also with extensions.
 fn segments_and_reports() -> Vec<Vec<u8>> {
     let segment = |source: &str, destination: &str| {
-        let segment = EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501 };
+        let segment =
+            EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501, timestamps: None };
         segment.encode(source.parse().unwrap(), destination.parse().unwrap())
     };
     let v4 = segment("192.0.2.1:9862", "198.51.100.7:50000");
     let v6 = segment("[2001:db8::1]:9862", "[2001:db8:1::7]:50000");
-    let mut data = v4.to_vec();
+    let timestamps = Some(SegmentTimestamps { value: 7, echo: 9 });
+    let mut options = EmptySegment { sequence: 1, acknowledgment: 2, window: 3, timestamps }
+        .encode("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+    options[12] = 11 << 4;
+    options.extend([1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
+    let mut data = v4.clone();
     data[12] = 8 << 4;
     data.extend([1; 20]);
     let v4_header = [0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 7];
@@ -238,9 +244,10 @@ fn segments_and_reports() -> Vec<Vec<u8>> {
     labelled.resize(8 + 128, 0);
     labelled.extend(&extension_structures()[0]);
     vec![
-        v4.into(),
-        data,
         report([11, 0, 0, 0, 0, 0, 0, 0], &v4_header, &v4[..8]),
+        v4,
+        options,
+        data,
         report([3, 0, 0, 0, 0, 0, 0, 0], &v6_header, &v6),
         labelled,
     ]
@@ -252,7 +259,8 @@ fn quotations() -> Vec<Vec<u8>> {
     let udp = [0x9c, 0x40, 0x03, 0x5e, 0, 12, 0xaf, 0x34, 0x61, 0x62, 0x63, 0x64];
     let udp_v6 = [0x9c, 0x40, 0x03, 0x5e, 0, 12, 0x3f, 0xf6, 0x61, 0x62, 0x63, 0x64];
     let tcp = |source: &str, destination: &str| {
-        let segment = EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501 };
+        let segment =
+            EmptySegment { sequence: 70_000, acknowledgment: 80_000, window: 501, timestamps: None };
         segment.encode(source.parse().unwrap(), destination.parse().unwrap())
     };
     let mut echo = Vec::new();

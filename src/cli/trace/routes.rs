@@ -103,7 +103,6 @@ impl<'a> Routes<'a> {
             | TraceReport::LossyFlow { .. }
             | TraceReport::Route { .. }
             | TraceReport::Reachability(_)
-            | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. } => {}
         }
     }

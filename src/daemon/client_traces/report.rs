@@ -194,7 +194,6 @@ pub(super) async fn watch(
                 | TraceReport::LossyFlow { .. }
                 | TraceReport::Route { .. }
                 | TraceReport::Reachability(_)
-                | TraceReport::ConnectionStalled { .. }
             | TraceReport::TtlClamped { .. } => {}
             },
             Ok(reason) = &mut failure => break report.error(reason),

@@ -149,7 +149,7 @@ async fn probe(
         let now = Clock::now();
         match tracer.step(now) {
             // A segment that this host does not send is a hop that is not probed.
-            OwnFlowStep::Send { ttl, segment } => match sockets.send(ttl, &segment) {
+            OwnFlowStep::Send { ttl, segment } => match sockets.send((ttl, 0), &segment) {
                 Ok(at) => tracer.sent(ttl, at),
                 Err(error) => refused = Some(error),
             },

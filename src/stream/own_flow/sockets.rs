@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use pathmeter_proto::time::{Timestamp, WallTime};
-use pathmeter_proto::trace::FlowPosition;
+use pathmeter_proto::trace::{ANSWER_AGE_MAX, FlowPosition};
 use pathmeter_proto::wire::tcp::ReceivedSegment;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
@@ -17,7 +17,7 @@ use super::super::kernel::{self, CONTROL_BYTES};
 use crate::clock::Clock;
 use crate::datagram::{FilterField, FilterStart, accept_only};
 
-/// A raw TCP socket, which sends segments and receives those of the client, and a raw ICMP socket, which
+/// A raw TCP socket, which sends segments and receives those of the peer, and a raw ICMP socket, which
 /// receives the answers of routers. Both receive only what belongs to the connection.
 #[derive(Debug)]
 pub(in crate::stream) struct TraceSockets {
@@ -26,8 +26,6 @@ pub(in crate::stream) struct TraceSockets {
     local: SocketAddr,
     peer: SocketAddr,
     clock: Clock,
-    /// When the first segment was sent: answers arrive later.
-    sent_at: Option<Timestamp>,
 }
 
 /// A received ICMP message about a segment.
@@ -118,10 +116,7 @@ impl TraceSockets {
             kernel::disable_flow_label(&segments)
                 .map_err(RawSocketError::of("setting the flow label of segments"))?;
         }
-        // The kernel then delivers only what the client sends.
-        segments
-            .connect(&without_port(peer).into())
-            .map_err(RawSocketError::of("connecting a raw TCP socket"))?;
+        // It is not connected: an ICMP error about any packet to the peer would become its error.
         let messages = open(local, icmp).map_err(RawSocketError::of("opening a raw ICMP socket"))?;
         let ports_at = ICMP_BYTES + header_bytes;
         let fields = [
@@ -136,23 +131,32 @@ impl TraceSockets {
         let _ = kernel::request_rx_timestamps(&messages);
         let segments = registered(segments)?;
         let messages = registered(messages)?;
-        Ok(Self { segments, messages, local, peer, clock: Clock::new(), sent_at: None })
+        Ok(Self { segments, messages, local, peer, clock: Clock::new() })
     }
 
-    /// Sends a segment with a TTL. Returns when.
+    /// Sends a segment with a TTL and a TOS. Returns when.
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(in crate::stream) fn send(&mut self, ttl: u8, segment: &[u8]) -> Result<Timestamp, RawSocketError> {
+    pub(in crate::stream) fn send(
+        &mut self,
+        (ttl, tos): (u8, u8),
+        segment: &[u8],
+    ) -> Result<Timestamp, RawSocketError> {
         let socket = SockRef::from(&self.segments);
         let limited = match self.peer.is_ipv4() {
             true => socket.set_ttl_v4(ttl.into()),
             false => socket.set_unicast_hops_v6(ttl.into()),
         };
         limited.map_err(RawSocketError::of("setting the TTL of a segment"))?;
+        let classified = match self.peer.is_ipv4() {
+            true => socket.set_tos_v4(tos.into()),
+            false => socket.set_tclass_v6(tos.into()),
+        };
+        classified.map_err(RawSocketError::of("setting the DSCP of a segment"))?;
         let at = Clock::now();
-        socket.send(segment).map_err(RawSocketError::of("sending a segment"))?;
-        self.sent_at.get_or_insert(at);
+        let sent = socket.send_to(segment, &without_port(self.peer).into());
+        sent.map_err(RawSocketError::of("sending a segment"))?;
         Ok(at)
     }
 
@@ -165,7 +169,7 @@ impl TraceSockets {
     pub(super) fn latest_position(&self) -> Option<FlowPosition> {
         let packets = iter::from_fn(|| Packet::receive(&self.segments).ok()).take(SEGMENTS_MAX);
         let found = packets.filter_map(|packet| self.segment(&packet)).last();
-        found.map(|(segment, arrived_ttl)| FlowPosition::of(segment, arrived_ttl))
+        found.map(|(segment, arrived_ttl)| FlowPosition::of(segment, arrived_ttl, Clock::now()))
     }
 
     /// A segment of the connection, and the TTL with which it has arrived.
@@ -236,10 +240,8 @@ impl TraceSockets {
     /// When a packet has arrived.
     fn time(&mut self, packet: &Packet) -> Timestamp {
         let now = Clock::now();
-        match (packet.timestamp, self.sent_at) {
-            (Some(timestamp), Some(sent_at)) => self.clock.monotonic_of(timestamp, sent_at, now),
-            _ => now,
-        }
+        let earliest = now - ANSWER_AGE_MAX;
+        packet.timestamp.map_or(now, |timestamp| self.clock.monotonic_of(timestamp, earliest, now))
     }
 
     /// Length of the IP header in a received packet.

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::machine::{Arrival, HostDrops, IcmpError, Now, Send, TimestampSource};
+use pathmeter_proto::machine::{Arrival, HostDrops, IcmpError, NotSent, Now, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::ProbeStep;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -34,7 +34,7 @@ use crate::paths::PathId;
 use syn_probe::{Outcome, SynProbe};
 
 pub use own_flow::OwnFlow;
-use own_flow::OwnFlowProbes;
+use own_flow::{Look, OwnFlowProbes};
 
 /// A path whose task probes over TCP.
 pub(super) struct TcpTracePath {
@@ -63,9 +63,9 @@ type Attempt = Pin<Box<dyn Future<Output = Outcome> + std::marker::Send>>;
 /// Longest time without a step of the task, which may have been given something to do.
 const STEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same, while it is not known whether the connection of the echoes bears segments. Chosen: shorter than
-/// echoes are waited for.
-const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
+/// The same, while it is not known whether the connection of the echoes still delivers data. Chosen: shorter
+/// than echoes are waited for.
+const VERIFICATION_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Answers that are read before another task may run. Chosen: more than the routers of a way.
 const ANSWERS_PER_STEP: usize = 64;
@@ -111,11 +111,12 @@ impl TcpTracePath {
     pub(super) async fn run(mut self) {
         loop {
             if let Some(ClockEvent::Suspend(_)) = self.clock.read().1 {
+                self.waiting = None;
                 self.task.withdraw();
             }
             let Some(until) = self.drive() else { break };
-            let is_in_doubt = self.own_flow.as_ref().is_some_and(OwnFlowProbes::is_in_doubt);
-            let longest = if is_in_doubt { DOUBT_INTERVAL } else { STEP_INTERVAL };
+            let is_unverified = self.own_flow.as_ref().is_some_and(OwnFlowProbes::has_unverified_segments);
+            let longest = if is_unverified { VERIFICATION_INTERVAL } else { STEP_INTERVAL };
             let span = until.since(Clock::now()).min(longest);
             let wakeup = tokio::select! {
                 biased;
@@ -159,16 +160,18 @@ impl TcpTracePath {
                 biased;
                 outcome = ended(&mut self.in_flight) => self.ended(outcome),
                 answer = answered(&mut self.own_flow) => self.answered(answer),
-                () = yield_now() => break,
+                () = yield_now() => {
+                    self.drained = now;
+                    break;
+                }
             }
         }
-        self.drained = now;
     }
 
     /// Steps the task until it waits. Returns until when; `None` when it has finished.
     fn drive(&mut self) -> Option<Timestamp> {
+        self.look_at_connection();
         loop {
-            self.look_at_connection();
             if let Some((send, identifier)) = self.waiting.take()
                 && let Some(until) = self.send(send, identifier)
             {
@@ -194,12 +197,11 @@ impl TcpTracePath {
         }
     }
 
-    /// Follows the connection of the echoes. Probes that were sent or wait are of no use when the ports
-    /// change.
+    /// Follows the connection of the echoes. Probes that were sent or wait are of no use when the port
+    /// changes.
     fn look_at_connection(&mut self) {
         let Some(own_flow) = &mut self.own_flow else { return };
-        let is_replaced = own_flow.refresh(Clock::now());
-        let source = own_flow.take_source();
+        let Look { is_replaced, source, events } = own_flow.look(Clock::now());
         if is_replaced {
             (self.in_flight, self.waiting) = (None, None);
             // The next attempt to connect has another port.
@@ -208,35 +210,34 @@ impl TcpTracePath {
         if let Some(source) = source {
             self.emit(LoopEvent::Started { id: self.id, sources: vec![source] });
         }
+        for event in events {
+            self.emit(LoopEvent::OfPath { id: self.id, event });
+        }
     }
 
     /// Sends a probe, unless it must wait: until the returned time.
     fn send(&mut self, send: Send, identifier: Vec<u8>) -> Option<Timestamp> {
-        let now = Clock::now();
-        let step = self.own_flow.as_ref().map_or(ProbeStep::Syn, |own| own.step(send.ttl, now));
-        match (step, &mut self.own_flow) {
-            (ProbeStep::Wait(until), _) => {
+        let Some(own_flow) = &mut self.own_flow else {
+            self.connect(&send, identifier);
+            return None;
+        };
+        match own_flow.step(&send, Clock::now()) {
+            ProbeStep::Wait(until) => {
                 self.waiting = Some((send, identifier));
-                return Some(until);
+                Some(until)
             }
-            (ProbeStep::Segment(segment), Some(own_flow)) => {
+            ProbeStep::Segment(segment) => {
                 match own_flow.send(send.ttl, &segment, identifier) {
-                    Ok(at) => self.task.sent(send.id, at, TimestampSource::User),
-                    Err(error) => self.task.not_sent(send.id, not_sent_reason(&error)),
+                    Some(at) => self.task.sent(send.id, at, TimestampSource::User),
+                    None => self.task.not_sent(send.id, NotSent::Other),
                 }
+                None
             }
-            (ProbeStep::Test { ttl, segment }, Some(own_flow)) => match own_flow.test(ttl, &segment) {
-                Ok(()) => {
-                    self.waiting = Some((send, identifier));
-                    return Some(now);
-                }
-                Err(error) => self.task.not_sent(send.id, not_sent_reason(&error)),
-            },
-            (ProbeStep::Segment(_) | ProbeStep::Test { .. } | ProbeStep::Syn, _) => {
+            ProbeStep::Syn => {
                 self.connect(&send, identifier);
+                None
             }
         }
-        None
     }
 
     fn connect(&mut self, send: &Send, identifier: Vec<u8>) {

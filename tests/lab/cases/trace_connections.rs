@@ -217,7 +217,7 @@ pub(crate) fn stalled() {
     a.page_within(CONFIRMED_WITHIN, "the event", |_| find().is_some());
     let event = find().unwrap();
     assert_eq!((&event["probe"], &event["peer"]), (&json!("chat1-routes"), &json!("b")), "{event}");
-    assert!(a.log().contains("connections stalled when they were traced"), "{}", a.log());
+    assert!(a.log().contains("two connections stalled after trace probes"), "{}", a.log());
     let [ok, reconnects] = {
         let page = a.page();
         ["pathmeter_echo_rtt_seconds_count", "pathmeter_echo_reconnects_total"]
@@ -281,7 +281,7 @@ pub(crate) fn not_permitted() {
         assert_eq!(flow["is_on_own_flow"], false, "{probe}: {flow}");
     }
     let log = a.log();
-    assert_eq!(log.matches("probes cannot be traced on their own connections").count(), 1, "{log}");
+    assert_eq!(log.matches("connections of probes cannot be traced with own_flow").count(), 1, "{log}");
     assert!(log.contains("CAP_NET_RAW"), "{log}");
     assert_eq!(a.page().count("pathmeter_trace_own_flow", &[]), 0);
 }

@@ -146,7 +146,7 @@ impl TracedFlow {
         let is_new = self.routers.is_some_and(|known| known != routers);
         let update = self.route.reached(routers, at);
         if self.routers.is_none() || !self.route.has_unconfirmed_length() {
-            self.routers = self.route.known().and_then(|route| route.routers).or(Some(routers));
+            self.routers = self.route.current().and_then(|route| route.routers).or(Some(routers));
         }
         if is_new && self.burst.is_none() && self.route.has_unconfirmed_length() {
             self.trigger(Trigger::Length);

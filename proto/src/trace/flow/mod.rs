@@ -328,7 +328,7 @@ impl TracedFlow {
             }
         }
         self.rounds.restart(now);
-        Trace { is_burst: true, route: self.route.known().map(|route| route.id), ..trace }
+        Trace { is_burst: true, route: self.route.current().map(|route| route.id), ..trace }
     }
 
     /// The next probe that confirms or refutes a change of the route.
@@ -362,7 +362,7 @@ impl TracedFlow {
         let trace = self.record(Trigger::Interval, began, now, &probes, self.routers);
         self.establish_route(&trace);
         self.trace_ended(&trace, &probes, now);
-        Some(Trace { route: self.route.known().map(|route| route.id), ..trace })
+        Some(Trace { route: self.route.current().map(|route| route.id), ..trace })
     }
 
     /// Whether hops are probed one after the other. Without a destination the whole trace is repeated

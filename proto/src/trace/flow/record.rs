@@ -73,7 +73,7 @@ impl TracedFlow {
             routers,
             first_lossy_hop: first_lossy_hop(&states),
             hops,
-            route: self.route.known().map(|route| route.id),
+            route: self.route.current().map(|route| route.id),
             is_ttl_clamped,
             rejection,
         }
@@ -91,9 +91,9 @@ impl TracedFlow {
     /// Sets the first route, as soon as a trace was answered.
     pub(super) fn establish_route(&mut self, trace: &Trace) {
         let is_empty = trace.is_ttl_clamped || (trace.rtt.is_none() && trace.hops.is_empty());
-        // The route of earlier ports is shown until the destination was reached with the current ones.
-        let is_kept = self.route.is_of_earlier_ports() && trace.rtt.is_none();
-        if self.route.is_established() || is_empty || is_kept {
+        // That of earlier ports says more than a route that does not reach the destination.
+        let is_kept = self.route.shown().is_some() && trace.rtt.is_none();
+        if self.route.current().is_some() || is_empty || is_kept {
             return;
         }
         let routers = trace.hops.iter().map(|hop| match hop.answers.first() {

@@ -112,7 +112,7 @@ impl TracedFlow {
     fn report_reachability(&mut self, since: Timestamp, answered: Option<Timestamp>) {
         let change = ReachabilityChange {
             flow: self.index,
-            route: self.route().current().cloned(),
+            route: self.route().shown().cloned(),
             last_hop: self.reachability.last_hop(),
             rejection: self.reachability.rejection(),
             trigger: self.last_trigger(),

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use super::FlowPosition;
+use crate::time::Timestamp;
 use crate::wire::icmp::IcmpVersion;
 use crate::wire::tcp::{EmptySegment, ExpiredSegment};
 
 /// The addresses and ports of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FlowEnds {
+pub(super) struct ConnectionAddresses {
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
 }
@@ -16,10 +17,11 @@ pub(super) struct FlowEnds {
 /// The window of the segments: what Linux announces on an idle connection. The peer does not read it.
 const WINDOW: u16 = 501;
 
-impl FlowEnds {
+impl ConnectionAddresses {
     /// A segment without data to the peer.
-    pub(super) fn segment(self, position: FlowPosition, sequence: u32) -> [u8; 20] {
-        let segment = EmptySegment { sequence, acknowledgment: position.expected, window: WINDOW };
+    pub(super) fn segment(self, position: FlowPosition, sequence: u32, now: Timestamp) -> Vec<u8> {
+        let (acknowledgment, timestamps) = (position.expected, position.timestamps_to_send(now));
+        let segment = EmptySegment { sequence, acknowledgment, window: WINDOW, timestamps };
         segment.encode(self.local, self.peer)
     }
 

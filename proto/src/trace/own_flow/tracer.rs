@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::FlowPosition;
-use super::segments::FlowEnds;
+use super::segments::ConnectionAddresses;
 use crate::probe_budget::{Expected, ProbeBudget};
 use crate::time::Timestamp;
 use crate::trace::burst::SPACING;
@@ -73,7 +73,7 @@ pub enum OwnFlowStep {
         /// The TTL.
         ttl: u8,
         /// The segment from its TCP header on.
-        segment: [u8; 20],
+        segment: Vec<u8>,
     },
     /// Check that the connection still delivers data before the next step: the first segment, whose TTL
     /// reaches the last router that is expected, was sent. Occurs once; never if no segment was sent.
@@ -117,7 +117,7 @@ impl OwnFlowTracer {
             self.send_at = now + SPACING;
             // Until it is sent, which the driver reports.
             self.probes.insert(ttl, SegmentProbe::NotSent);
-            return OwnFlowStep::Send { ttl, segment: self.segment(ttl) };
+            return OwnFlowStep::Send { ttl, segment: self.segment(ttl, now) };
         }
         match self.waits_until(now) {
             Some(until) => OwnFlowStep::Wait(until),
@@ -146,7 +146,7 @@ impl OwnFlowTracer {
     /// An ICMP message was received from `from`. Returns the hop and its answer, if it is the first answer to
     /// one of the segments.
     pub fn received(&mut self, message: &[u8], from: IpAddr, at: Timestamp) -> Option<(u8, Answer)> {
-        let expired = self.ends().expired(message)?;
+        let expired = self.addresses().expired(message)?;
         let below = self.spec.position.unacknowledged.wrapping_sub(expired.sequence);
         let ttl = u8::try_from(below).ok()?;
         let Some(SegmentProbe::Sent { at: sent_at, answer }) = self.probes.get_mut(&ttl) else {
@@ -162,13 +162,13 @@ impl OwnFlowTracer {
         Some((ttl, found))
     }
 
-    fn ends(&self) -> FlowEnds {
-        FlowEnds { local: self.spec.local, peer: self.spec.peer }
+    fn addresses(&self) -> ConnectionAddresses {
+        ConnectionAddresses { local: self.spec.local, peer: self.spec.peer }
     }
 
-    fn segment(&self, ttl: u8) -> [u8; 20] {
+    fn segment(&self, ttl: u8, now: Timestamp) -> Vec<u8> {
         let position = self.spec.position;
-        self.ends().segment(position, position.below(ttl))
+        self.addresses().segment(position, position.below(ttl), now)
     }
 
     fn answer(&self, ttl: u8) -> Option<&Answer> {
@@ -267,7 +267,8 @@ mod tests {
 
     fn tracer(arrived_ttl: u8, budget: ProbeBudget) -> OwnFlowTracer {
         // The sequence numbers wrap around within the trace.
-        let position = FlowPosition { unacknowledged: 3, expected: 77, arrived_ttl };
+        let position =
+            FlowPosition { unacknowledged: 3, expected: 77, timestamps: None, seen_at: at(0), arrived_ttl };
         let spec = OwnFlowSpec {
             local: LOCAL.into(),
             peer: PEER.into(),

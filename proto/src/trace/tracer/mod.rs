@@ -138,9 +138,6 @@ impl Tracer {
         match finding {
             Finding::Trigger { flow, trigger } => self.trigger(flow, trigger),
             Finding::FlowReplaced { flow } => self.replaced(flow, at),
-            Finding::ConnectionStalled { flow } => {
-                self.report(Direction::Forward, TraceReport::ConnectionStalled { flow });
-            }
             Finding::LossyFlow { flow, echoes, clean } => {
                 let [forward_hop, reverse_hop] = Direction::ALL.map(|direction| {
                     let routes: Vec<Option<&Route>> = self.routes(direction).collect();
@@ -184,7 +181,7 @@ impl Tracer {
             Direction::Forward => forward,
             Direction::Reverse => reverse,
         });
-        traced.map(|traced| traced?.route().current())
+        traced.map(|traced| traced?.route().shown())
     }
 
     fn traced(&mut self, direction: Direction, flow: u8) -> Option<&mut TracedFlow> {

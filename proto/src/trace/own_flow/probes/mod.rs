@@ -1,41 +1,36 @@
 //! Probes on the connection of an echo path.
 
-use std::collections::VecDeque;
+mod stalls;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use self::stalls::Stalls;
 use super::FlowPosition;
-use super::segments::FlowEnds;
+use super::segments::ConnectionAddresses;
 use crate::time::Timestamp;
-use crate::trace::{CLAMPED_FOR, DESTINATION};
+use crate::trace::DESTINATION;
 use crate::wire::tcp::ReceivedSegment;
 
 /// Decides how the probes of a [`Tracer`](crate::trace::Tracer) over TCP are sent: as segments on the
-/// connection of the echoes, or, while there is none that can be used, as SYN with other ports.
+/// connection of the echoes, or else as SYN from another source port.
 ///
-/// Routers answer segments with ICMP errors. The peer answers by repeating its last acknowledgment, which
-/// says nothing about which segment it answers, so that only one probe may be in flight.
+/// Routers answer segments with ICMP errors. The peer answers by repeating its last acknowledgment. That does
+/// not name the segment, so only one probe is in flight, and two that may reach the peer are
+/// [`REPEAT_SPACING`] apart.
 ///
-/// Segments are sent only while the connection delivers data. Before the first probe with a limited TTL one
-/// segment is sent whose TTL reaches the last router that is expected: all devices on the way see it. If a
-/// connection stalls after a segment, twice in a row, the way does not bear them, and for [`CLAMPED_FOR`]
-/// none are sent.
+/// A device on the path may drop what follows a segment with a small TTL. Therefore a segment that reaches
+/// the last expected router is sent first, and probes follow only after echoes that were sent later were
+/// acknowledged. If connections stall after segments all the same, none are sent for a day.
 #[derive(Debug)]
 pub struct ConnectionProbes {
     connection: Option<Connection>,
-    /// Number of connections so far.
-    opened: u64,
     /// With which packets probes are sent; `None` until that is decided.
     in_use: Option<Packets>,
     /// Since when there is no connection.
     missing_since: Timestamp,
-    /// Connections in a row that have stalled after a segment.
-    stalls: u32,
-    /// The largest TTL of the segments after which the latest one has stalled.
-    stalled_ttl: u8,
-    given_up_until: Option<Timestamp>,
-    /// Whether giving up was not told yet.
-    has_given_up: bool,
+    stalls: Stalls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,33 +42,53 @@ enum Packets {
 
 #[derive(Debug)]
 struct Connection {
-    ends: FlowEnds,
+    number: u64,
+    addresses: ConnectionAddresses,
     /// `None` until a segment was received.
     position: Option<FlowPosition>,
-    /// The latest segments, oldest first.
+    /// The latest probes, oldest first.
     sent: VecDeque<SentSegment>,
-    /// The largest TTL at which a router answered.
-    farthest_router: u8,
+    /// TTLs whose latest probe a router answered.
+    router_ttls: BTreeSet<u8>,
+    /// The latest segment that may have reached the peer, by its sequence number, and when it was sent.
+    /// `None`: a router has answered it, or there was none.
+    asked_peer: Option<(u32, Timestamp)>,
     /// When the peer last repeated an acknowledgment.
     repeated_at: Option<Timestamp>,
+    /// Unlimited probes that were sent since the peer has answered one.
+    unanswered: u32,
+    /// Until when no segments are sent because the peer does not answer them; `None`: they are.
+    silent_until: Option<Timestamp>,
     delivered: Delivered,
     /// When the peer last acknowledged something, or when nothing was in flight.
     progress_at: Timestamp,
-    /// Present if data that was sent after the latest segment was not acknowledged yet.
-    doubt: Option<Doubt>,
-    /// Whether a segment was sent before the first probe.
-    is_tested: bool,
-    /// Whether it has stalled after a segment.
-    has_stalled: bool,
+    verification: Verification,
 }
 
-/// Segments that the connection may not have borne.
+/// Whether a connection still delivers data after segments with limited TTLs.
 #[derive(Debug, Clone, Copy)]
-struct Doubt {
+enum Verification {
+    /// None was sent.
+    Untested,
+    /// The first one was sent.
+    Testing(UnverifiedSegments),
+    /// It does.
+    Verified,
+    /// It did, and further ones were sent.
+    Unverified(UnverifiedSegments),
+    /// It did not for [`STALLED_AFTER`].
+    Stalled(UnverifiedSegments),
+}
+
+/// Segments after which no data was acknowledged yet.
+#[derive(Debug, Clone, Copy)]
+struct UnverifiedSegments {
     /// Bytes of data that were sent before the latest one.
     sent: u64,
     /// Their largest TTL.
     ttl: u8,
+    /// When the latest one was sent.
+    at: Timestamp,
 }
 
 #[derive(Debug)]
@@ -83,6 +98,7 @@ struct SentSegment {
     at: Timestamp,
     /// The bytes by which the tracer knows the probe.
     identifier: Vec<u8>,
+    may_reach_peer: bool,
     is_answered: bool,
 }
 
@@ -91,7 +107,7 @@ struct SentSegment {
 pub struct Delivered {
     /// Bytes of data that were sent, each counted once.
     pub sent: u64,
-    /// Bytes of data that were acknowledged.
+    /// Bytes of data that were acknowledged, and one for the SYN.
     pub acknowledged: u64,
     /// Whether segments are being sent again.
     pub is_recovering: bool,
@@ -99,20 +115,23 @@ pub struct Delivered {
     pub rtt_min: Duration,
 }
 
-/// How a probe is sent.
+/// Why a connection has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionEnd {
+    /// The echoes were not answered in time.
+    TimedOut,
+    /// It was reset.
+    Reset,
+    /// It was closed by one of its ends, or can no longer be used for probes.
+    Closed,
+}
+
+/// How a probe is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeStep {
     /// As this segment on the connection, which is reported with [`ConnectionProbes::sent`].
-    Segment([u8; 20]),
-    /// Not yet: first this segment is sent with this TTL, which is reported with
-    /// [`ConnectionProbes::tested`].
-    Test {
-        /// The TTL.
-        ttl: u8,
-        /// The segment.
-        segment: [u8; 20],
-    },
-    /// As a SYN with other ports than the connection.
+    Segment(Vec<u8>),
+    /// As a SYN from another source port than that of the connection.
     Syn,
     /// Not before this time, or the next input.
     Wait(Timestamp),
@@ -129,17 +148,40 @@ pub struct ProbeAnswer {
     pub extensions: Vec<u8>,
 }
 
-/// A change that the tracer must know.
+/// A change that others must know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowChange {
-    /// Probes have other ports from now on.
+    /// The source port of the probes has changed.
     Replaced,
-    /// Connections have stalled after segments. For [`CLAMPED_FOR`] none are sent.
-    GivenUp,
+    /// Connections have stalled after segments. For [`CLAMPED_FOR`](crate::trace::CLAMPED_FOR) none are sent.
+    Stalled,
+}
+
+/// Why probes are not sent on the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OwnFlowRefusal {
+    /// There is no connection.
+    #[error("the probe has no connection")]
+    NoConnection,
+    /// It was not used long enough.
+    #[error("the connection has carried too few messages yet")]
+    TooNew,
+    /// The kernel does not report how it delivers data.
+    #[error("the kernel does not count the bytes of connections: Linux 4.19 does")]
+    NotCounted,
+    /// Nothing that is in flight is acknowledged.
+    #[error("the connection delivers nothing at present")]
+    NotDelivering,
+    /// The peer does not answer unlimited probes.
+    #[error("the peer does not answer segments below its window")]
+    NotAnswered,
+    /// Connections have stalled.
+    #[error("connections have stalled when they were traced: they are left alone for 24 h")]
+    Stalled,
 }
 
 /// How long probes wait for a connection before they are sent without one. Chosen: 3 s, in which a connection
-/// that has ended is replaced if the path is up.
+/// that has ended is replaced if the path is up and messages are frequent.
 const CONNECTION_WAIT: Duration = Duration::from_secs(3);
 
 /// Time between two segments that may reach the peer: Linux answers one per half a second
@@ -151,11 +193,19 @@ const REPEAT_SPACING: Duration = Duration::from_millis(550);
 /// emptied.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
-/// Connections in a row that stall after a segment before no more are sent. Chosen: 2, because one may have
-/// stalled by chance.
-const STALLS_MAX: u32 = 2;
+/// A reset this soon after a segment is taken for an answer to it. Chosen: 1 s, longer than nearly all RTTs.
+const RESET_WITHIN: Duration = Duration::from_secs(1);
 
-/// Time between two looks at how the connection delivers data, while a probe waits for that.
+/// Unlimited probes in a row without an answer before no more segments are sent on a connection for
+/// [`SILENT_FOR`]. Chosen: 3, so that random loss of 10 % in each direction is mistaken for that once in 150
+/// times.
+const UNANSWERED_MAX: u32 = 3;
+
+/// How long no segments are sent to a peer that does not answer them. Chosen: an hour.
+const SILENT_FOR: Duration = Duration::from_secs(3_600);
+
+/// Time between two looks at how the connection delivers data, while a probe waits for that. Chosen: 20 ms, a
+/// fraction of the time between two probes of a round.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Segments to which answers are recognized. Chosen: more than are sent until an answer is too old.
@@ -168,53 +218,42 @@ impl ConnectionProbes {
     /// There is no connection yet.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        Self {
-            connection: None,
-            opened: 0,
-            in_use: None,
-            missing_since: now,
-            stalls: 0,
-            stalled_ttl: 0,
-            given_up_until: None,
-            has_given_up: false,
-        }
+        Self { connection: None, in_use: None, missing_since: now, stalls: Stalls::default() }
     }
 
-    /// The echoes have a connection, with these addresses and ports of this host and the peer.
-    pub fn opened(&mut self, local: SocketAddr, peer: SocketAddr, at: Timestamp) {
-        self.opened += 1;
+    /// The echoes have a connection, with these addresses and ports of this host and the peer. `number` is
+    /// different for each connection.
+    pub fn opened(&mut self, number: u64, local: SocketAddr, peer: SocketAddr, at: Timestamp) {
         self.connection = Some(Connection {
-            ends: FlowEnds { local, peer },
+            number,
+            addresses: ConnectionAddresses { local, peer },
             position: None,
             sent: VecDeque::new(),
-            farthest_router: 0,
+            router_ttls: BTreeSet::new(),
+            asked_peer: None,
             repeated_at: None,
+            unanswered: 0,
+            silent_until: None,
             delivered: Delivered::default(),
             progress_at: at,
-            doubt: None,
-            is_tested: false,
-            has_stalled: false,
+            verification: Verification::Untested,
         });
     }
 
     /// The connection has ended.
-    pub fn closed(&mut self, at: Timestamp) {
-        if let Some(connection) = self.connection.take() {
-            // The echoes give it up sooner than it has stalled.
-            if let Some(doubt) = connection.doubt
-                && connection.delivered.is_in_flight()
-                && !connection.has_stalled
-            {
-                self.stalled(doubt, at);
+    pub fn ended(&mut self, end: ConnectionEnd, at: Timestamp) {
+        let Some(connection) = self.connection.take() else { return };
+        self.missing_since = at;
+        if let Verification::Testing(latest) | Verification::Unverified(latest) = connection.verification {
+            let is_stalled = match end {
+                ConnectionEnd::TimedOut => connection.delivered.is_in_flight(),
+                ConnectionEnd::Reset => at.since(latest.at) <= RESET_WITHIN,
+                ConnectionEnd::Closed => false,
+            };
+            if is_stalled {
+                self.stalls.add(latest.ttl, at);
             }
-            self.missing_since = at;
         }
-    }
-
-    /// Whether there is a connection.
-    #[must_use]
-    pub fn has_connection(&self) -> bool {
-        self.connection.is_some()
     }
 
     /// Whether probes are sent on the connection.
@@ -226,8 +265,31 @@ impl ConnectionProbes {
     /// Whether data that was sent after a segment was not acknowledged yet, so that
     /// [`delivered`](Self::delivered) must be called in time.
     #[must_use]
-    pub fn is_in_doubt(&self) -> bool {
-        self.connection.as_ref().is_some_and(Connection::is_in_doubt)
+    pub fn has_unverified_segments(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.verification.latest().is_some())
+    }
+
+    /// Why probes are not sent on the connection; `None`: they are, or may be soon.
+    #[must_use]
+    pub fn refusal(&self, now: Timestamp) -> Option<OwnFlowRefusal> {
+        if self.stalls.is_disabled(now) {
+            return Some(OwnFlowRefusal::Stalled);
+        }
+        let Some(connection) = &self.connection else { return Some(OwnFlowRefusal::NoConnection) };
+        if connection.is_stuck(now) {
+            return Some(OwnFlowRefusal::NotDelivering);
+        }
+        if connection.silent_until.is_some_and(|until| until > now) {
+            return Some(OwnFlowRefusal::NotAnswered);
+        }
+        match connection.verification {
+            Verification::Verified | Verification::Unverified(_) => None,
+            Verification::Untested if connection.position.is_some() && connection.delivered.sent == 0 => {
+                Some(OwnFlowRefusal::NotCounted)
+            }
+            Verification::Untested | Verification::Testing(_) => Some(OwnFlowRefusal::TooNew),
+            Verification::Stalled(_) => Some(OwnFlowRefusal::NotDelivering),
+        }
     }
 
     /// Takes how the connection delivers data.
@@ -237,25 +299,13 @@ impl ConnectionProbes {
             connection.progress_at = at;
         }
         connection.delivered = delivered;
-        let Some(doubt) = connection.doubt else { return };
-        if delivered.acknowledged > doubt.sent + SYN {
-            connection.doubt = None;
-            if doubt.ttl >= self.stalled_ttl {
-                (self.stalls, self.stalled_ttl) = (0, 0);
-            }
-        } else if connection.is_stuck(at) && !connection.has_stalled {
-            connection.has_stalled = true;
-            self.stalled(doubt, at);
-        }
-    }
-
-    fn stalled(&mut self, doubt: Doubt, at: Timestamp) {
-        self.stalls += 1;
-        self.stalled_ttl = doubt.ttl;
-        if self.stalls >= STALLS_MAX {
-            (self.stalls, self.stalled_ttl) = (0, 0);
-            self.given_up_until = Some(at + CLAMPED_FOR);
-            self.has_given_up = true;
+        let Some(latest) = connection.verification.latest() else { return };
+        if delivered.acknowledged > latest.sent + SYN {
+            connection.verification = Verification::Verified;
+            self.stalls.survived(latest.ttl, at);
+        } else if connection.is_stuck(at) && !matches!(connection.verification, Verification::Stalled(_)) {
+            connection.verification = Verification::Stalled(latest);
+            self.stalls.add(latest.ttl, at);
         }
     }
 
@@ -268,54 +318,91 @@ impl ConnectionProbes {
         at: Timestamp,
     ) -> Option<ProbeAnswer> {
         let connection = self.connection.as_mut()?;
-        let position = FlowPosition::of(segment, arrived_ttl);
-        let earlier = connection.position.replace(position)?;
+        let found = FlowPosition::of(segment, arrived_ttl, at);
+        let Some(known) = connection.position else {
+            connection.position = Some(found);
+            return None;
+        };
+        let is_later = |one: u32, other: u32| one != other && one.wrapping_sub(other) < 1 << 31;
         let is_repeated = segment.is_empty
-            && (earlier.unacknowledged, earlier.expected) == (position.unacknowledged, position.expected);
-        if !is_repeated {
+            && (known.unacknowledged, known.expected) == (found.unacknowledged, found.expected);
+        // Segments that were overtaken, and keep-alives of the peer, show an earlier position.
+        if !is_later(known.unacknowledged, found.unacknowledged) && !is_later(known.expected, found.expected)
+        {
+            connection.position = Some(found);
+        }
+        // After loss or reordering acknowledgments are repeated, too, and say what has arrived.
+        if !is_repeated || segment.has_sack {
             return None;
         }
         connection.repeated_at = Some(at);
-        // A segment that comes sooner answers an earlier one.
-        let soonest = connection.delivered.rtt_min / 2;
-        let latest =
-            connection.sent.back_mut().filter(|sent| !sent.is_answered && at >= sent.at + soonest)?;
+        let expected = connection.delivered.rtt_min / 2..=REPEAT_SPACING;
+        let latest = connection.sent.back_mut().filter(|sent| {
+            sent.may_reach_peer && !sent.is_answered && sent.at <= at && expected.contains(&at.since(sent.at))
+        })?;
         latest.is_answered = true;
+        if latest.ttl == DESTINATION {
+            connection.unanswered = 0;
+        }
         Some(ProbeAnswer { identifier: latest.identifier.clone(), router: None, extensions: Vec::new() })
     }
 
     /// Takes an ICMP message from `router`. Returns the answer to a probe, if it is the first one.
     pub fn message_received(&mut self, message: &[u8], router: IpAddr) -> Option<ProbeAnswer> {
         let connection = self.connection.as_mut()?;
-        let expired = connection.ends.expired(message)?;
+        let expired = connection.addresses.expired(message)?;
+        connection.asked_peer.take_if(|(sequence, _)| *sequence == expired.sequence);
         let sent = connection.sent.iter_mut().rev().find(|sent| sent.sequence == expired.sequence)?;
-        if sent.is_answered || sent.ttl == DESTINATION {
+        if std::mem::replace(&mut sent.is_answered, true) {
             return None;
         }
-        sent.is_answered = true;
-        connection.farthest_router = connection.farthest_router.max(sent.ttl);
+        connection.router_ttls.insert(sent.ttl);
         let extensions = expired.extensions.unwrap_or_default().to_vec();
         Some(ProbeAnswer { identifier: sent.identifier.clone(), router: Some(router), extensions })
     }
 
     /// What has changed, before a probe is sent.
     pub fn change(&mut self, now: Timestamp) -> Option<FlowChange> {
-        if std::mem::take(&mut self.has_given_up) {
-            return Some(FlowChange::GivenUp);
+        if self.stalls.take_report() {
+            return Some(FlowChange::Stalled);
         }
-        self.given_up_until = self.given_up_until.filter(|until| *until > now);
         let earlier = self.in_use;
-        let is_allowed = self.given_up_until.is_none();
-        self.in_use = match &self.connection {
-            Some(connection) if is_allowed && connection.is_usable(now) => {
-                Some(Packets::Segments(self.opened))
+        self.in_use = match (&self.connection, self.refusal(now)) {
+            (Some(connection), None) => Some(Packets::Segments(connection.number)),
+            (None, _) | (_, Some(OwnFlowRefusal::NoConnection | OwnFlowRefusal::TooNew)) => {
+                let is_missing = self.missing_since + CONNECTION_WAIT <= now;
+                if is_missing { Some(Packets::Syn) } else { earlier }
             }
-            // It has stalled, or must not be used.
-            Some(connection) if !is_allowed || connection.is_stuck(now) => Some(Packets::Syn),
-            Some(_) | None if self.missing_since + CONNECTION_WAIT <= now => Some(Packets::Syn),
-            Some(_) | None => earlier,
+            (Some(_), Some(_)) => Some(Packets::Syn),
         };
-        (earlier.is_some() && earlier != self.in_use).then_some(FlowChange::Replaced)
+        let is_replaced = earlier.is_some() && earlier != self.in_use;
+        if let (true, Some(connection)) = (is_replaced, &mut self.connection) {
+            // The tracer no longer knows earlier probes.
+            connection.sent.clear();
+        }
+        is_replaced.then_some(FlowChange::Replaced)
+    }
+
+    /// The segment that shows whether the connection can be used, and its TTL. It is sent once, and reported
+    /// with [`tested`](Self::tested); `None`: not now.
+    #[must_use]
+    pub fn test(&self, now: Timestamp) -> Option<(u8, Vec<u8>)> {
+        let connection = self.connection.as_ref().filter(|_| !self.stalls.is_disabled(now))?;
+        let position = connection.position?;
+        let is_due = matches!(connection.verification, Verification::Untested);
+        if !is_due || connection.delivered.is_recovering || connection.delivered.sent == 0 {
+            return None;
+        }
+        let ttl = position.routers_back().max(1);
+        Some((ttl, connection.addresses.segment(position, position.below(ttl), now)))
+    }
+
+    /// That segment was sent.
+    pub fn tested(&mut self, ttl: u8, at: Timestamp) {
+        let Some(connection) = &mut self.connection else { return };
+        let Some(position) = connection.position else { return };
+        connection.asked_peer = Some((position.below(ttl), at));
+        connection.verification = Verification::Testing(connection.unverified(ttl, at));
     }
 
     /// How a probe with this TTL is sent. [`change`](Self::change) is called before, and
@@ -324,33 +411,22 @@ impl ConnectionProbes {
     pub fn step(&self, ttl: u8, now: Timestamp) -> ProbeStep {
         let connection = match self.in_use {
             Some(Packets::Syn) => return ProbeStep::Syn,
-            Some(Packets::Segments(number)) if number == self.opened => self.connection.as_ref(),
-            Some(Packets::Segments(_)) | None => None,
+            Some(Packets::Segments(number)) => {
+                self.connection.as_ref().filter(|connection| connection.number == number)
+            }
+            None => None,
         };
         let Some((connection, position)) = connection.and_then(|found| Some((found, found.position?))) else {
             return ProbeStep::Wait((self.missing_since + CONNECTION_WAIT).max(now + LOOK_INTERVAL));
         };
-        if connection.delivered.is_recovering || connection.is_testing() {
+        if connection.delivered.is_recovering {
             return ProbeStep::Wait(now + LOOK_INTERVAL);
         }
-        if ttl != DESTINATION && !connection.is_tested {
-            let ttl = position.routers_back().max(1);
-            return ProbeStep::Test { ttl, segment: connection.ends.segment(position, position.below(ttl)) };
-        }
-        if let Some(repeated_at) = connection.repeated_at
-            && ttl > connection.farthest_router
-            && repeated_at + REPEAT_SPACING > now
-        {
-            return ProbeStep::Wait(repeated_at + REPEAT_SPACING);
-        }
-        ProbeStep::Segment(connection.ends.segment(position, sequence(position, ttl)))
-    }
-
-    /// The segment before the first probe was sent.
-    pub fn tested(&mut self, ttl: u8) {
-        if let Some(connection) = &mut self.connection {
-            connection.is_tested = true;
-            connection.doubted(ttl);
+        let asked_at = connection.asked_peer.map(|(_, at)| at).max(connection.repeated_at);
+        let earliest = asked_at.filter(|_| connection.may_reach_peer(ttl)).map(|at| at + REPEAT_SPACING);
+        match earliest.filter(|earliest| *earliest > now) {
+            Some(earliest) => ProbeStep::Wait(earliest),
+            None => ProbeStep::Segment(connection.addresses.segment(position, position.below(ttl), now)),
         }
     }
 
@@ -358,40 +434,52 @@ impl ConnectionProbes {
     pub fn sent(&mut self, ttl: u8, identifier: Vec<u8>, at: Timestamp) {
         let Some(connection) = &mut self.connection else { return };
         let Some(position) = connection.position else { return };
+        let (sequence, may_reach_peer) = (position.below(ttl), connection.may_reach_peer(ttl));
+        // Until it has answered again, the route may have become shorter.
+        connection.router_ttls.remove(&ttl);
+        if may_reach_peer {
+            connection.asked_peer = Some((sequence, at));
+        }
+        if ttl == DESTINATION {
+            connection.unanswered += 1;
+            if connection.unanswered > UNANSWERED_MAX {
+                (connection.unanswered, connection.silent_until) = (0, Some(at + SILENT_FOR));
+            }
+        } else {
+            connection.verification = Verification::Unverified(connection.unverified(ttl, at));
+        }
         if connection.sent.len() == SENT_MAX {
             connection.sent.pop_front();
         }
-        let sequence = sequence(position, ttl);
-        connection.sent.push_back(SentSegment { ttl, sequence, at, identifier, is_answered: false });
-        if ttl != DESTINATION {
-            connection.doubted(ttl);
-        }
+        let is_answered = false;
+        connection.sent.push_back(SentSegment { ttl, sequence, at, identifier, may_reach_peer, is_answered });
     }
 }
 
 impl Connection {
-    fn is_usable(&self, now: Timestamp) -> bool {
-        // Kernels before 4.19 do not count what is sent, so that a stall could not be seen.
-        self.position.is_some() && self.delivered.sent > 0 && !self.is_stuck(now)
-    }
-
     /// Whether nothing that is in flight is acknowledged.
     fn is_stuck(&self, now: Timestamp) -> bool {
         self.delivered.is_in_flight() && self.progress_at + STALLED_AFTER <= now
     }
 
-    fn is_in_doubt(&self) -> bool {
-        self.doubt.is_some()
+    /// Whether no router has answered the latest probe with this TTL.
+    fn may_reach_peer(&self, ttl: u8) -> bool {
+        !self.router_ttls.contains(&ttl)
     }
 
-    /// Whether it is not known yet whether it bears segments.
-    fn is_testing(&self) -> bool {
-        self.is_tested && self.is_in_doubt() && self.sent.iter().all(|sent| sent.ttl == DESTINATION)
+    /// The unverified segments after one with this TTL.
+    fn unverified(&self, ttl: u8, at: Timestamp) -> UnverifiedSegments {
+        let largest = self.verification.latest().map_or(ttl, |earlier| earlier.ttl.max(ttl));
+        UnverifiedSegments { sent: self.delivered.sent, ttl: largest, at }
     }
+}
 
-    fn doubted(&mut self, ttl: u8) {
-        let ttl = self.doubt.map_or(ttl, |earlier| earlier.ttl.max(ttl));
-        self.doubt = Some(Doubt { sent: self.delivered.sent, ttl });
+impl Verification {
+    const fn latest(&self) -> Option<UnverifiedSegments> {
+        match self {
+            Self::Untested | Self::Verified => None,
+            Self::Testing(latest) | Self::Unverified(latest) | Self::Stalled(latest) => Some(*latest),
+        }
     }
 }
 
@@ -399,11 +487,6 @@ impl Delivered {
     const fn is_in_flight(&self) -> bool {
         self.acknowledged < self.sent
     }
-}
-
-/// The sequence number of a probe. A probe that is not limited has that of a keep-alive.
-const fn sequence(position: FlowPosition, ttl: u8) -> u32 {
-    position.below(if ttl == DESTINATION { 1 } else { ttl })
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 use super::*;
+use crate::trace::CLAMPED_FOR;
+use crate::wire::tcp::SegmentTimestamps;
 
 const LOCAL: ([u8; 4], u16) = ([192, 0, 2, 1], 50_000);
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 7], 443);
 const RTT: Duration = Duration::from_millis(10);
-const CONNECTION: Packets = Packets::Segments(1);
 
 fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
@@ -18,42 +19,50 @@ fn segment(acknowledged: u32, sent: u32, bytes: u32) -> ReceivedSegment {
     ReceivedSegment {
         source_port: PEER.1,
         destination_port: LOCAL.1,
-        next_sequence: 7_000 + sent + bytes,
-        acknowledgment: (u32::MAX - 150).wrapping_add(acknowledged),
+        // Both numbers wrap around.
+        next_sequence: (u32::MAX - 150).wrapping_add(sent + bytes),
+        acknowledgment: (u32::MAX - 250).wrapping_add(acknowledged),
         is_empty: bytes == 0,
+        timestamps: Some(SegmentTimestamps { value: 40 + sent, echo: 30 + acknowledged }),
+        has_sack: false,
     }
 }
 
-/// A connection on which 100 bytes were echoed.
+/// A connection with this number on which 100 bytes were echoed over this many routers.
+fn open(probes: &mut ConnectionProbes, number: u64, routers: u8, now: Timestamp) {
+    probes.opened(number, LOCAL.into(), PEER.into(), now);
+    probes.delivered(healthy(100), now);
+    assert_eq!(probes.received(segment(100, 0, 100), 64 - routers, now), None);
+}
+
+/// A connection that is not verified yet.
 fn connected() -> ConnectionProbes {
     let mut probes = ConnectionProbes::new(at(0));
     assert_eq!((probes.change(at(0)), probes.in_use), (None, None));
-    probes.opened(LOCAL.into(), PEER.into(), at(0));
-    probes.delivered(healthy(100), at(0));
-    assert_eq!(probes.received(segment(100, 0, 100), 60, at(0)), None);
-    assert_eq!((probes.change(at(0)), probes.in_use), (None, Some(CONNECTION)));
+    open(&mut probes, 1, 4, at(0));
     probes
 }
 
-/// The same, after a segment that has done no harm.
-fn proven() -> ConnectionProbes {
+/// Sends the segment that verifies the connection, and returns its TTL and the segment.
+fn test(probes: &mut ConnectionProbes, now: Timestamp) -> (u8, Vec<u8>) {
+    let (ttl, segment) = probes.test(now).expect("it is due");
+    probes.tested(ttl, now);
+    assert_eq!(probes.test(now), None, "it is sent once");
+    (ttl, segment)
+}
+
+/// A connection that was verified 600 ms ago.
+fn verified() -> ConnectionProbes {
     let mut probes = connected();
     test(&mut probes, at(0));
     probes.delivered(healthy(200), at(1));
     probes.received(segment(200, 100, 100), 60, at(1));
+    assert_eq!((probes.change(at(600)), probes.in_use), (None, Some(Packets::Segments(1))));
     probes
 }
 
-/// Sends the segment before the first probe, and returns its TTL and the segment.
-fn test(probes: &mut ConnectionProbes, now: Timestamp) -> (u8, [u8; 20]) {
-    let step = probes.step(1, now);
-    let ProbeStep::Test { ttl, segment } = step else { panic!("{step:?}") };
-    probes.tested(ttl);
-    (ttl, segment)
-}
-
 /// Sends a probe, and returns its segment.
-fn send(probes: &mut ConnectionProbes, ttl: u8, now: Timestamp) -> [u8; 20] {
+fn send(probes: &mut ConnectionProbes, ttl: u8, now: Timestamp) -> Vec<u8> {
     let step = probes.step(ttl, now);
     let ProbeStep::Segment(segment) = step else { panic!("{step:?}") };
     probes.sent(ttl, vec![ttl], now);
@@ -61,7 +70,7 @@ fn send(probes: &mut ConnectionProbes, ttl: u8, now: Timestamp) -> [u8; 20] {
 }
 
 /// What a router reports of a segment.
-fn report(segment: &[u8; 20]) -> Vec<u8> {
+fn report(segment: &[u8]) -> Vec<u8> {
     let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
     message.extend([LOCAL.0, PEER.0].concat());
     message.extend(&segment[..8]);
@@ -82,18 +91,18 @@ fn answer(ttl: u8, router: Option<IpAddr>) -> Option<ProbeAnswer> {
 
 #[test]
 fn segments_are_below_the_window_by_their_ttl_and_routers_answer_each_once() {
-    let mut probes = proven();
+    let mut probes = verified();
     for ttl in [1, 2, 9, 30] {
-        let sent = send(&mut probes, ttl, at(10));
+        let sent = send(&mut probes, ttl, at(610));
         let found = ReceivedSegment::decode(&sent).unwrap();
-        let ReceivedSegment { acknowledgment: unacknowledged, next_sequence: expected, .. } =
-            segment(200, 100, 100);
-        assert_eq!(unacknowledged.wrapping_sub(found.next_sequence), ttl.into());
-        assert_eq!((found.acknowledgment, found.is_empty), (expected, true));
-        let forged = ConnectionProbes::message_received;
-        let mut other = sent;
+        let latest = segment(200, 100, 100);
+        assert_eq!(latest.acknowledgment.wrapping_sub(found.next_sequence), ttl.into());
+        assert_eq!((found.acknowledgment, found.is_empty), (latest.next_sequence, true));
+        let (sent_at, seen) = (found.timestamps.unwrap(), latest.timestamps.unwrap());
+        assert!(sent_at.value > seen.echo && sent_at.echo == seen.value, "{sent_at:?}, {seen:?}");
+        let mut other = sent.clone();
         other[7] ^= 0x40;
-        assert_eq!(forged(&mut probes, &report(&other), router(ttl)), None, "another sequence number");
+        assert_eq!(probes.message_received(&report(&other), router(ttl)), None, "another sequence number");
         assert_eq!(probes.message_received(&report(&sent), router(ttl)), answer(ttl, Some(router(ttl))));
         assert_eq!(probes.message_received(&report(&sent), router(77)), None, "only the first answer");
     }
@@ -101,11 +110,11 @@ fn segments_are_below_the_window_by_their_ttl_and_routers_answer_each_once() {
 
 #[test]
 fn late_answers_are_recognized_also_after_the_connection_has_moved_on() {
-    let mut probes = proven();
-    let first = send(&mut probes, 1, at(10));
-    let second = send(&mut probes, 2, at(20));
-    probes.received(segment(300, 200, 100), 60, at(30));
-    let third = send(&mut probes, 2, at(40));
+    let mut probes = verified();
+    let first = send(&mut probes, 1, at(600));
+    let second = send(&mut probes, 2, at(1_200));
+    probes.received(segment(300, 200, 100), 60, at(1_300));
+    let third = send(&mut probes, 2, at(1_800));
     assert_ne!(second, third);
     for (sent, ttl) in [(first, 1), (second, 2), (third, 2)] {
         assert_eq!(probes.message_received(&report(&sent), router(ttl)), answer(ttl, Some(router(ttl))));
@@ -114,212 +123,267 @@ fn late_answers_are_recognized_also_after_the_connection_has_moved_on() {
 
 #[test]
 fn repeated_acknowledgment_is_the_answer_of_the_peer_to_the_latest_probe() {
-    let mut probes = proven();
-    send(&mut probes, DESTINATION, at(10));
-    assert_eq!(probes.received(segment(200, 200, 0), 60, at(12)), None, "it came before the probe arrived");
-    let mut probes = proven();
-    send(&mut probes, DESTINATION, at(10));
-    assert_eq!(probes.received(segment(200, 200, 50), 60, at(20)), None, "data");
-    assert_eq!(probes.received(segment(250, 250, 0), 60, at(20)), None, "it acknowledges data");
-    assert_eq!(probes.received(segment(250, 250, 0), 60, at(20)), answer(DESTINATION, None));
-    assert_eq!(probes.received(segment(250, 250, 0), 60, at(21)), None, "only once");
-    let sent = send(&mut probes, 4, at(600));
-    assert_eq!(probes.received(segment(250, 250, 0), 60, at(610)), answer(4, None), "it is behind 3 routers");
+    let repeated = segment(200, 200, 0);
+    let asked = || {
+        let mut probes = verified();
+        send(&mut probes, DESTINATION, at(610));
+        probes
+    };
+    assert_eq!(asked().received(repeated, 60, at(612)), None, "sooner than the probe can have arrived");
+    assert_eq!(asked().received(repeated, 60, at(1_200)), None, "too late");
+    let of_loss = ReceivedSegment { has_sack: true, ..repeated };
+    assert_eq!(asked().received(of_loss, 60, at(620)), None, "it is about data");
+    let mut probes = asked();
+    assert_eq!(probes.received(segment(200, 200, 50), 60, at(620)), None, "data");
+    assert_eq!(probes.received(segment(250, 250, 0), 60, at(620)), None, "it acknowledges data");
+    assert_eq!(probes.received(segment(250, 250, 0), 60, at(620)), answer(DESTINATION, None));
+    assert_eq!(probes.received(segment(250, 250, 0), 60, at(621)), None, "only once");
+    let sent = send(&mut probes, 4, at(1_200));
+    assert_eq!(probes.received(segment(250, 250, 0), 60, at(1_210)), answer(4, None), "behind 3 routers");
     assert_eq!(probes.message_received(&report(&sent), router(4)), None);
 }
 
-/// Linux does not repeat an acknowledgment twice within half a second.
+#[test]
+fn segments_that_were_overtaken_do_not_hide_the_next_answer() {
+    let mut probes = verified();
+    send(&mut probes, DESTINATION, at(610));
+    assert_eq!(probes.received(segment(100, 0, 100), 60, at(615)), None, "overtaken");
+    assert_eq!(probes.received(segment(200, 199, 0), 60, at(616)), None, "a keep-alive");
+    assert_eq!(probes.received(segment(200, 200, 0), 60, at(620)), answer(DESTINATION, None));
+}
+
+/// Linux does not repeat an acknowledgment twice within half a second, whether the first one has arrived or
+/// not.
 #[test]
 fn probes_that_may_reach_the_peer_are_half_a_second_apart() {
-    let mut probes = proven();
-    let sent = send(&mut probes, 3, at(10));
-    probes.message_received(&report(&sent), router(3)).unwrap();
-    send(&mut probes, DESTINATION, at(20));
-    probes.received(segment(200, 200, 0), 60, at(30)).unwrap();
+    let mut probes = verified();
     for ttl in 1..=3 {
-        assert!(matches!(probes.step(ttl, at(31)), ProbeStep::Segment(_)), "a router has answered: {ttl}");
+        let sent = send(&mut probes, ttl, at(600));
+        probes.message_received(&report(&sent), router(ttl)).unwrap();
     }
-    for ttl in [4, DESTINATION] {
-        assert_eq!(probes.step(ttl, at(31)), ProbeStep::Wait(at(580)));
-        assert!(matches!(probes.step(ttl, at(580)), ProbeStep::Segment(_)));
+    send(&mut probes, DESTINATION, at(610));
+    for is_answered in [false, true] {
+        if is_answered {
+            probes.received(segment(200, 200, 0), 60, at(620)).unwrap();
+        }
+        for ttl in 1..=3 {
+            assert!(matches!(probes.step(ttl, at(621)), ProbeStep::Segment(_)), "a router answers: {ttl}");
+        }
+        for ttl in [4, DESTINATION] {
+            let earliest = at(if is_answered { 1_170 } else { 1_160 });
+            assert_eq!(probes.step(ttl, at(621)), ProbeStep::Wait(earliest));
+            assert!(matches!(probes.step(ttl, earliest), ProbeStep::Segment(_)));
+        }
     }
 }
 
+/// A router that does not answer any more may have left the route, which is then shorter.
 #[test]
-fn first_probe_waits_until_the_connection_has_delivered_data_after_another_segment() {
+fn ttl_whose_router_is_silent_may_reach_the_peer() {
+    let mut probes = verified();
+    let sent = send(&mut probes, 3, at(600));
+    probes.message_received(&report(&sent), router(3)).unwrap();
+    send(&mut probes, 3, at(610));
+    assert_eq!(probes.received(segment(200, 200, 0), 60, at(620)), None, "a router was expected");
+    send(&mut probes, 3, at(1_200));
+    assert_eq!(probes.received(segment(200, 200, 0), 60, at(1_210)), answer(3, None));
+}
+
+#[test]
+fn connection_is_used_when_it_has_delivered_data_after_a_first_segment() {
     let mut probes = connected();
-    assert!(!probes.is_in_doubt());
-    send(&mut probes, DESTINATION, at(0));
-    assert!(!probes.is_in_doubt(), "its TTL is not limited");
-    let (ttl, segment) = test(&mut probes, at(1));
+    let (ttl, sent) = test(&mut probes, at(1));
     assert_eq!(ttl, 4, "it reaches the last router that is expected");
-    assert_eq!(probes.message_received(&report(&segment), router(4)), None, "it is no probe");
-    assert!(probes.is_in_doubt());
-    assert!(matches!(probes.step(2, at(2)), ProbeStep::Wait(_)));
-    probes.delivered(healthy(100), at(10));
-    assert!(matches!(probes.step(2, at(10)), ProbeStep::Wait(_)), "nothing was sent since");
-    probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(20));
-    assert!(matches!(probes.step(2, at(20)), ProbeStep::Wait(_)), "it is in flight");
-    probes.delivered(healthy(200), at(30));
-    assert!(!probes.is_in_doubt());
-    send(&mut probes, 2, at(31));
-    assert!(probes.is_in_doubt());
-    send(&mut probes, 3, at(32));
-    probes.delivered(healthy(200), at(40));
-    assert!(probes.is_in_doubt(), "the kernel counts the SYN");
-    probes.delivered(healthy(201), at(40));
-    assert!(!probes.is_in_doubt());
+    assert_eq!(probes.message_received(&report(&sent), router(4)), None, "it is no probe");
+    for (delivered, reason) in [
+        (healthy(100), "nothing was sent since"),
+        (Delivered { sent: 200, ..healthy(100) }, "it is in flight"),
+        (Delivered { sent: 200, acknowledged: 100 + SYN, ..healthy(100) }, "the kernel counts the SYN"),
+    ] {
+        probes.delivered(delivered, at(10));
+        assert!(probes.has_unverified_segments(), "{reason}");
+        assert_eq!((probes.change(at(10)), probes.refusal(at(10))), (None, Some(OwnFlowRefusal::TooNew)));
+        assert!(matches!(probes.step(2, at(10)), ProbeStep::Wait(_)), "{reason}");
+    }
+    probes.delivered(healthy(101), at(30));
+    assert!(!probes.has_unverified_segments());
+    assert_eq!((probes.change(at(30)), probes.refusal(at(30))), (None, None));
+    send(&mut probes, 2, at(600));
+    assert!(probes.has_unverified_segments());
+    assert_eq!(probes.change(at(31)), None, "it stays in use");
 }
 
 #[test]
-fn peer_without_routers_is_probed_too() {
+fn peer_behind_no_router_is_tested_with_the_smallest_ttl() {
     let mut probes = ConnectionProbes::new(at(0));
-    probes.opened(LOCAL.into(), PEER.into(), at(0));
-    probes.delivered(healthy(100), at(0));
-    probes.received(segment(100, 0, 100), 64, at(0));
-    probes.change(at(0));
+    open(&mut probes, 1, 0, at(0));
     assert_eq!(test(&mut probes, at(0)).0, 1);
 }
 
 #[test]
-fn probes_wait_while_the_connection_sends_again() {
-    let mut probes = proven();
-    probes.delivered(Delivered { is_recovering: true, ..healthy(300) }, at(20));
-    assert!(matches!(probes.step(1, at(20)), ProbeStep::Wait(_)));
-    probes.delivered(healthy(300), at(30));
-    assert!(matches!(probes.step(1, at(30)), ProbeStep::Segment(_)));
+fn nothing_is_sent_while_the_connection_sends_again() {
+    let recovering = Delivered { is_recovering: true, ..healthy(300) };
+    let mut probes = connected();
+    probes.delivered(recovering, at(20));
+    assert_eq!(probes.test(at(20)), None);
+    let mut probes = verified();
+    probes.delivered(recovering, at(620));
+    assert!(matches!(probes.step(1, at(620)), ProbeStep::Wait(_)));
+    probes.delivered(healthy(300), at(630));
+    assert!(matches!(probes.step(1, at(630)), ProbeStep::Segment(_)));
 }
 
 #[test]
 fn probes_wait_for_a_connection_and_are_then_sent_without_one() {
     let mut probes = ConnectionProbes::new(at(0));
-    assert_eq!((probes.change(at(2_999)), probes.step(1, at(2_999))), (None, ProbeStep::Wait(at(3_019))));
     assert_eq!(probes.step(1, at(100)), ProbeStep::Wait(at(3_000)));
+    assert_eq!((probes.change(at(2_999)), probes.step(1, at(2_999))), (None, ProbeStep::Wait(at(3_019))));
     assert_eq!((probes.change(at(3_000)), probes.step(1, at(3_000))), (None, ProbeStep::Syn));
-    probes.opened(LOCAL.into(), PEER.into(), at(4_000));
-    assert_eq!((probes.change(at(4_000)), probes.step(1, at(4_000))), (None, ProbeStep::Syn));
-    probes.received(segment(100, 0, 100), 60, at(4_010));
-    assert_eq!(probes.change(at(4_010)), None, "the kernel does not say how it delivers data");
-    probes.delivered(healthy(100), at(4_010));
-    assert_eq!(probes.change(at(4_010)), Some(FlowChange::Replaced));
+    assert_eq!(probes.refusal(at(3_000)), Some(OwnFlowRefusal::NoConnection));
+    open(&mut probes, 1, 4, at(4_000));
+    test(&mut probes, at(4_000));
+    assert_eq!((probes.change(at(4_010)), probes.step(1, at(4_010))), (None, ProbeStep::Syn));
+    probes.delivered(healthy(200), at(4_020));
+    assert_eq!((probes.change(at(4_020)), probes.change(at(4_020))), (Some(FlowChange::Replaced), None));
     assert!(probes.is_on_connection());
-    assert!(matches!(probes.step(1, at(4_010)), ProbeStep::Test { .. }));
+    assert!(matches!(probes.step(1, at(5_000)), ProbeStep::Segment(_)));
+}
+
+/// A server that closes each connection after a response.
+#[test]
+fn connections_that_carry_one_message_are_traced_without_them() {
+    let mut probes = ConnectionProbes::new(at(0));
+    let mut changes = Vec::new();
+    for number in 0..100 {
+        let now = 1_000 * number;
+        open(&mut probes, number, 4, at(now));
+        test(&mut probes, at(now));
+        changes.extend(probes.change(at(now)));
+        probes.ended(ConnectionEnd::Closed, at(now + 100));
+        changes.extend(probes.change(at(now + 100)));
+    }
+    assert_eq!(changes, [], "they are never used");
+    assert_eq!(probes.in_use, None);
+    probes.change(at(200_000));
+    assert_eq!(probes.step(1, at(200_000)), ProbeStep::Syn);
 }
 
 #[test]
-fn new_connection_is_another_flow_and_an_ended_one_is_waited_for() {
-    let mut probes = proven();
-    let sent = send(&mut probes, 1, at(10));
-    probes.closed(at(20));
-    assert_eq!((probes.change(at(20)), probes.step(1, at(20))), (None, ProbeStep::Wait(at(3_020))));
+fn kernel_that_does_not_count_bytes_is_named() {
+    let mut probes = ConnectionProbes::new(at(0));
+    probes.opened(1, LOCAL.into(), PEER.into(), at(0));
+    probes.received(segment(100, 0, 100), 60, at(0));
+    assert_eq!((probes.test(at(0)), probes.refusal(at(0))), (None, Some(OwnFlowRefusal::NotCounted)));
+    probes.change(at(0));
+    assert_eq!(probes.step(1, at(0)), ProbeStep::Syn);
+}
+
+#[test]
+fn next_connection_is_another_flow_and_is_waited_for() {
+    let mut probes = verified();
+    let sent = send(&mut probes, 1, at(610));
+    probes.ended(ConnectionEnd::Closed, at(620));
+    assert_eq!((probes.change(at(620)), probes.step(1, at(620))), (None, ProbeStep::Wait(at(3_620))));
     assert_eq!(probes.message_received(&report(&sent), router(1)), None, "there is none");
-    probes.opened(LOCAL.into(), PEER.into(), at(1_000));
-    assert_eq!(probes.change(at(1_000)), None);
-    assert!(matches!(probes.step(1, at(1_000)), ProbeStep::Wait(_)), "where it stands is not known");
-    probes.delivered(healthy(100), at(1_010));
-    probes.received(segment(100, 0, 100), 60, at(1_010));
+    open(&mut probes, 2, 4, at(1_000));
+    test(&mut probes, at(1_000));
+    assert!(matches!(probes.step(1, at(1_000)), ProbeStep::Wait(_)), "it is not verified");
+    probes.delivered(healthy(200), at(1_010));
     assert_eq!((probes.change(at(1_010)), probes.change(at(1_010))), (Some(FlowChange::Replaced), None));
-    assert!(matches!(probes.step(1, at(1_010)), ProbeStep::Test { .. }));
-    probes.closed(at(2_000));
-    assert_eq!(probes.change(at(4_999)), None);
-    assert_eq!(
-        (probes.change(at(5_000)), probes.step(1, at(5_000))),
-        (Some(FlowChange::Replaced), ProbeStep::Syn)
-    );
+    assert!(matches!(probes.step(1, at(2_000)), ProbeStep::Segment(_)));
+    probes.ended(ConnectionEnd::Closed, at(3_000));
+    assert_eq!(probes.change(at(5_999)), None);
+    assert_eq!(probes.change(at(6_000)), Some(FlowChange::Replaced));
+    assert_eq!(probes.step(1, at(6_000)), ProbeStep::Syn);
 }
 
-/// A connection that stalls after a segment: until the kernel's deadline, or until the echoes give it up.
-fn stall(probes: &mut ConnectionProbes, from: u64, is_given_up: bool) {
-    probes.opened(LOCAL.into(), PEER.into(), at(from));
-    probes.delivered(healthy(100), at(from));
-    probes.received(segment(100, 0, 100), 60, at(from));
-    probes.change(at(from));
+#[test]
+fn answers_to_probes_of_the_earlier_ports_are_not_passed_on() {
+    let mut probes = verified();
+    let sent = send(&mut probes, 1, at(610));
+    let stuck = Delivered { sent: 300, ..healthy(200) };
+    (0..60).for_each(|tick| probes.delivered(stuck, at(700 + 100 * tick)));
+    assert_eq!(probes.change(at(6_700)), Some(FlowChange::Replaced));
+    assert_eq!(probes.message_received(&report(&sent), router(1)), None);
+}
+
+/// How a connection ends after a segment that it does not survive.
+#[derive(Debug, Clone, Copy)]
+enum Death {
+    /// The kernel reports that nothing is acknowledged.
+    Stalls,
+    /// The echoes give it up sooner.
+    TimesOut,
+    /// A firewall resets it.
+    IsReset,
+}
+
+fn die(probes: &mut ConnectionProbes, number: u64, from: u64, death: Death) {
+    open(probes, number, 4, at(from));
     test(probes, at(from));
-    for tick in 1..if is_given_up { 20 } else { 60 } {
-        probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(from + 100 * tick));
-    }
-    if !is_given_up {
-        let change = probes.change(at(from + 6_000));
-        assert!(matches!(change, Some(FlowChange::Replaced | FlowChange::GivenUp)), "{change:?}");
-        probes.change(at(from + 6_000));
-        assert_eq!(probes.step(1, at(from + 6_000)), ProbeStep::Syn);
-    }
-    probes.closed(at(from + 7_000));
-}
-
-#[test]
-fn segments_are_given_up_for_a_day_after_two_connections_have_stalled() {
-    for (first, second) in [(true, true), (true, false), (false, true), (false, false)] {
-        let mut probes = ConnectionProbes::new(at(0));
-        stall(&mut probes, 0, first);
-        assert_eq!((probes.given_up_until, probes.stalls), (None, 1));
-        stall(&mut probes, 10_000, second);
-        if second {
-            assert_eq!(probes.change(at(17_000)), Some(FlowChange::GivenUp));
+    let in_flight = Delivered { sent: 200, ..healthy(100) };
+    match death {
+        Death::Stalls => {
+            (1..60).for_each(|tick| probes.delivered(in_flight, at(from + 100 * tick)));
+            probes.ended(ConnectionEnd::TimedOut, at(from + 7_000));
         }
-        assert_ne!(probes.change(at(20_000)), Some(FlowChange::GivenUp), "it is told once");
-        let until = probes.given_up_until.unwrap();
-        assert!(until >= at(15_000) + CLAMPED_FOR);
-        probes.opened(LOCAL.into(), PEER.into(), at(21_000));
-        probes.delivered(healthy(100), at(21_000));
-        probes.received(segment(100, 0, 100), 60, at(21_000));
+        Death::TimesOut => {
+            probes.delivered(in_flight, at(from + 100));
+            probes.ended(ConnectionEnd::TimedOut, at(from + 2_000));
+        }
+        Death::IsReset => probes.ended(ConnectionEnd::Reset, at(from + 20)),
+    }
+}
+
+#[test]
+fn segments_are_disabled_for_a_day_after_two_connections_have_died_of_them() {
+    let deaths = [Death::Stalls, Death::TimesOut, Death::IsReset];
+    for (first, second) in deaths.into_iter().flat_map(|first| deaths.map(|second| (first, second))) {
+        let mut probes = ConnectionProbes::new(at(0));
+        die(&mut probes, 1, 0, first);
+        assert_ne!(probes.change(at(9_000)), Some(FlowChange::Stalled));
+        die(&mut probes, 2, 10_000, second);
+        assert_eq!(probes.change(at(20_000)), Some(FlowChange::Stalled), "{first:?}, {second:?}");
+        assert_ne!(probes.change(at(20_000)), Some(FlowChange::Stalled), "it is told once");
+        open(&mut probes, 3, 4, at(21_000));
+        assert_eq!(
+            (probes.test(at(21_000)), probes.refusal(at(21_000))),
+            (None, Some(OwnFlowRefusal::Stalled))
+        );
         probes.change(at(21_000));
-        assert_eq!(probes.step(1, at(21_000)), ProbeStep::Syn, "at once");
-        assert_eq!(probes.change(until), Some(FlowChange::Replaced), "it is tried again");
-        assert!(matches!(probes.step(1, until), ProbeStep::Test { .. }));
+        assert_eq!(probes.step(1, at(21_000)), ProbeStep::Syn);
+        test(&mut probes, at(21_000) + CLAMPED_FOR);
     }
 }
 
 #[test]
-fn connections_that_end_without_data_in_flight_or_recover_are_not_stalled() {
+fn ends_that_segments_do_not_explain_are_no_stalls() {
     let mut probes = ConnectionProbes::new(at(0));
-    for from in [0, 10_000, 20_000] {
-        probes.opened(LOCAL.into(), PEER.into(), at(from));
-        probes.delivered(healthy(100), at(from));
-        probes.received(segment(100, 0, 100), 60, at(from));
-        probes.change(at(from));
+    for number in 0..10 {
+        let from = 10_000 * number;
+        open(&mut probes, number, 4, at(from));
         test(&mut probes, at(from));
-        probes.closed(at(from + 100));
+        match number % 3 {
+            0 => probes.ended(ConnectionEnd::TimedOut, at(from + 100)),
+            1 => probes.ended(ConnectionEnd::Reset, at(from + 1_001)),
+            _ => {
+                probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(from + 100));
+                probes.ended(ConnectionEnd::Closed, at(from + 200));
+            }
+        }
+        assert_ne!(probes.change(at(from + 5_000)), Some(FlowChange::Stalled));
     }
-    assert_eq!(probes.stalls, 0);
-    stall(&mut probes, 30_000, true);
-    assert_eq!(probes.stalls, 1);
-    probes.opened(LOCAL.into(), PEER.into(), at(40_000));
-    probes.delivered(healthy(100), at(40_000));
-    probes.received(segment(100, 0, 100), 60, at(40_000));
-    probes.change(at(40_000));
-    test(&mut probes, at(40_000));
-    probes.delivered(Delivered { sent: 200, ..healthy(100) }, at(40_100));
-    probes.delivered(healthy(200), at(44_900));
-    assert_eq!(probes.stalls, 0, "the next connection has borne a segment");
+    assert!(!probes.stalls.is_disabled(at(200_000)));
 }
 
-/// A device that is on the way only of small TTLs.
+/// An outage of a connection whose segments have done no harm is not held against segments.
 #[test]
-fn segments_with_larger_ttls_do_not_excuse_stalls_after_smaller_ones() {
-    let mut probes = ConnectionProbes::new(at(0));
-    for (from, ttl) in [(0, 9), (20_000, 9)] {
-        probes.opened(LOCAL.into(), PEER.into(), at(from));
-        probes.delivered(healthy(100), at(from));
-        probes.received(segment(100, 0, 100), 60, at(from));
-        probes.change(at(from));
-        test(&mut probes, at(from));
-        probes.delivered(healthy(200), at(from + 100));
-        send(&mut probes, ttl, at(from + 200));
-        probes.delivered(Delivered { sent: 300, ..healthy(200) }, at(from + 300));
-        probes.closed(at(from + 1_000));
-    }
-    assert!(probes.given_up_until.is_some());
-}
-
-/// An outage stalls a connection, too: without a segment in doubt that is not held against segments.
-#[test]
-fn stalled_connection_is_left_alone_until_it_delivers_again() {
-    let mut probes = proven();
+fn connection_that_delivers_nothing_is_left_alone_until_it_does() {
+    let mut probes = verified();
     for tick in 0..60 {
         probes.delivered(Delivered { sent: 300, ..healthy(200) }, at(1_000 + 100 * tick));
     }
-    assert_eq!(probes.stalls, 0);
+    assert_eq!(probes.refusal(at(7_000)), Some(OwnFlowRefusal::NotDelivering));
     assert_eq!(probes.change(at(7_000)), Some(FlowChange::Replaced));
     assert_eq!(probes.step(1, at(7_000)), ProbeStep::Syn);
     probes.delivered(healthy(300), at(7_100));
@@ -327,10 +391,27 @@ fn stalled_connection_is_left_alone_until_it_delivers_again() {
     assert!(matches!(probes.step(1, at(7_100)), ProbeStep::Segment(_)));
 }
 
+/// Some systems discard segments below the window without an answer.
+#[test]
+fn peer_that_does_not_answer_segments_is_traced_without_them_for_an_hour() {
+    let mut probes = verified();
+    let mut last = 0;
+    for tick in 1..=4 {
+        last = 600 * tick;
+        assert_eq!(probes.refusal(at(last)), None, "{tick}");
+        send(&mut probes, DESTINATION, at(last));
+    }
+    assert_eq!(probes.refusal(at(last)), Some(OwnFlowRefusal::NotAnswered));
+    assert_eq!(probes.change(at(last)), Some(FlowChange::Replaced));
+    assert_eq!(probes.step(1, at(last)), ProbeStep::Syn);
+    assert_eq!(probes.refusal(at(last) + SILENT_FOR), None);
+}
+
 #[test]
 fn number_of_segments_that_are_remembered_is_limited() {
-    let mut probes = proven();
-    let segments: Vec<[u8; 20]> = (1..=100).map(|ttl| send(&mut probes, ttl, at(10))).collect();
+    let mut probes = verified();
+    let sent = (1..=100).map(|ttl| send(&mut probes, ttl, at(1_000 * u64::from(ttl))));
+    let segments: Vec<Vec<u8>> = sent.collect();
     let kept = segments.iter().filter(|sent| probes.message_received(&report(sent), router(1)).is_some());
     assert_eq!(kept.count(), SENT_MAX);
 }
