@@ -113,8 +113,6 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delivery {
     pub(super) rtt: Duration,
-    /// 0 if it is not known.
-    pub(super) rtt_min: Duration,
     /// Whether segments are being sent again.
     pub(super) is_recovering: bool,
     /// Bytes of data that were sent, each counted once.
@@ -127,12 +125,9 @@ pub(super) struct Delivery {
 pub(super) fn delivery(socket: &impl AsRawFd) -> Option<Delivery> {
     let info = read_tcp_info(socket)?;
     let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
-    let four = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
-    let micros =
-        |at: usize| Duration::from_micros(Some(four(at)).filter(|rtt| *rtt < u32::MAX).unwrap_or(0).into());
+    let rtt = u32::from_ne_bytes(info[RTT..RTT + 4].try_into().expect("four bytes"));
     Some(Delivery {
-        rtt: micros(RTT),
-        rtt_min: micros(MIN_RTT),
+        rtt: Duration::from_micros(rtt.into()),
         is_recovering: info[CA_STATE] != 0 || info[RETRANSMITS] != 0,
         // Kernels before 4.19 do not count them.
         sent: Some(eight(BYTES_SENT)).filter(|sent| *sent > 0)?.saturating_sub(eight(BYTES_RETRANS)),

@@ -211,7 +211,7 @@ impl TracePath {
                 start.loops.prober.start(NewPath { id, task, peer_left_at });
             }
             ProbeProtocol::Tcp => {
-                let own_flow = plan.wants_own_flow.then(|| own_flow(start)).flatten();
+                let own_flow = plan.wants_own_flow.then(|| own_flow(start, plan.hops_max)).flatten();
                 let task = StreamTask::Trace(TcpTrace { task, own_flow });
                 start.loops.streams.start(NewPath { id, task, peer_left_at });
             }
@@ -222,7 +222,7 @@ impl TracePath {
 
 /// Connects the trace of a TCP path to the connection of the path that it follows; `None` if this process may
 /// not send segments on it.
-fn own_flow(start: &StartContext<'_>) -> Option<OwnFlow> {
+fn own_flow(start: &StartContext<'_>, hops_max: u8) -> Option<OwnFlow> {
     let (connection, followed) = (Arc::clone(start.followed.connection()), Arc::clone(&start.followed));
     if !start.loops.own_flow.is_granted() {
         connection.refuse(Refusal::NotPermitted);
@@ -235,7 +235,7 @@ fn own_flow(start: &StartContext<'_>) -> Option<OwnFlow> {
         }
         FlowChange::Stalled => Some(Box::new(TracedConnectionStalled) as Box<dyn PathEvent>),
     };
-    Some(OwnFlow { connection, changed: Box::new(changed) })
+    Some(OwnFlow { connection, hops_max, changed: Box::new(changed) })
 }
 
 impl Path for TracePath {

@@ -22,6 +22,8 @@ use crate::loops::PathEvent;
 pub struct OwnFlow {
     /// The connection of the echo path.
     pub connection: Arc<SharedConnection>,
+    /// Largest TTL of limited segments.
+    pub hops_max: u8,
     /// Called with each change. Returns an event about it, if there is one.
     pub changed: Box<dyn Fn(FlowChange) -> Option<Box<dyn PathEvent>> + std::marker::Send>,
 }
@@ -74,13 +76,13 @@ impl OwnFlowProbes {
     pub(super) fn new(own: OwnFlow, to: SocketAddr, now: Timestamp) -> Self {
         Self {
             watcher: own.connection.watch(),
-            own,
             to,
             tos: 0,
-            probes: ConnectionProbes::new(now),
+            probes: ConnectionProbes::new(own.hops_max, now),
             addresses: None,
             sockets: Err(SocketsClosed::Unused),
             reported: None,
+            own,
         }
     }
 
@@ -228,6 +230,6 @@ impl Drop for OwnFlowProbes {
 }
 
 fn delivered(delivery: Delivery) -> Delivered {
-    let Delivery { sent, acknowledged, is_recovering, rtt_min, .. } = delivery;
-    Delivered { sent, acknowledged, is_recovering, rtt_min }
+    let Delivery { sent, acknowledged, is_recovering, .. } = delivery;
+    Delivered { sent, acknowledged, is_recovering }
 }

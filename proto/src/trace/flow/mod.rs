@@ -314,7 +314,9 @@ impl TracedFlow {
         }
         self.examine(burst.probes(), now);
         let routers = burst.routers().or(self.routers);
-        let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
+        // The first probe may have waited in the driver.
+        let began = burst.probes().iter().map(|probe| probe.sent_at).min().unwrap_or(burst.began);
+        let trace = self.record(burst.trigger, began, now, burst.probes(), routers);
         if self.protocol.is_searching() && trace.rtt.is_none() {
             // The way may have become longer than answers are waited for.
             self.rtt = None;

@@ -1,5 +1,6 @@
 //! Connections that have stalled after segments of a trace.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::time::Timestamp;
@@ -10,8 +11,9 @@ use crate::trace::CLAMPED_FOR;
 pub(super) struct Stalls {
     /// Connections in a row.
     count: u32,
-    /// The largest TTL of the segments after which the latest one has stalled.
-    ttl: u8,
+    /// The TTLs of the segments after which the latest one has stalled, without those that another has survived
+    /// since.
+    suspected: BTreeSet<u8>,
     latest: Option<Timestamp>,
     /// Until when no segments are sent; `None`: they are.
     disabled_until: Option<Timestamp>,
@@ -28,10 +30,10 @@ const STALLS_MAX: u32 = 2;
 const STALL_AGE_MAX: Duration = Duration::from_secs(3_600);
 
 impl Stalls {
-    /// A connection has stalled after segments, the largest of whose TTLs is this.
-    pub(super) fn add(&mut self, ttl: u8, at: Timestamp) {
+    /// A connection has stalled after segments with these TTLs.
+    pub(super) fn add(&mut self, ttls: &BTreeSet<u8>, at: Timestamp) {
         self.count += 1;
-        self.ttl = ttl;
+        self.suspected.clone_from(ttls);
         self.latest = Some(at);
         if self.count >= STALLS_MAX {
             let disabled_until = Some(at + CLAMPED_FOR);
@@ -39,12 +41,13 @@ impl Stalls {
         }
     }
 
-    /// A connection has delivered data after segments, the largest of whose TTLs is this. A device that drops
-    /// what follows smaller ones lets it pass.
-    pub(super) fn survived(&mut self, ttl: u8, at: Timestamp) {
+    /// A connection has delivered data after segments with these TTLs. That says nothing about others: larger
+    /// ones may be large enough for a device on the path, and smaller ones do not reach it.
+    pub(super) fn survived(&mut self, ttls: &BTreeSet<u8>, at: Timestamp) {
+        self.suspected.retain(|ttl| !ttls.contains(ttl));
         let is_old = self.latest.is_some_and(|latest| at.since(latest) > STALL_AGE_MAX);
-        if ttl >= self.ttl || is_old {
-            (self.count, self.ttl) = (0, 0);
+        if self.suspected.is_empty() || is_old {
+            self.count = 0;
         }
     }
 
@@ -67,26 +70,36 @@ mod tests {
         Timestamp::from_nanos((1_000 + seconds) * 1_000_000_000)
     }
 
+    fn ttls<const N: usize>(ttls: [u8; N]) -> BTreeSet<u8> {
+        ttls.into()
+    }
+
     #[test]
     fn two_stalls_in_a_row_disable_segments_for_a_day_and_are_reported_once() {
         let mut stalls = Stalls::default();
-        stalls.add(4, at(0));
+        stalls.add(&ttls([4]), at(0));
         assert!(!stalls.is_disabled(at(1)) && !stalls.take_report());
-        stalls.add(4, at(10));
+        stalls.add(&ttls([4]), at(10));
         assert!(stalls.take_report() && !stalls.take_report());
         assert!(stalls.is_disabled(at(10 + 86_399)) && !stalls.is_disabled(at(10 + 86_400)));
-        stalls.add(4, at(90_000));
+        stalls.add(&ttls([4]), at(90_000));
         assert!(!stalls.is_disabled(at(90_000)), "the row begins again");
     }
 
     #[test]
-    fn only_segments_with_as_large_a_ttl_or_an_hour_end_the_row() {
-        for (ttl, after, is_ended) in [(4, 1, true), (9, 1, true), (3, 1, false), (3, 3_601, true)] {
+    fn only_segments_with_all_of_the_ttls_or_an_hour_end_the_row() {
+        for (survived, after, is_ended) in [
+            (vec![ttls([2, 3])], 1, true),
+            (vec![ttls([3]), ttls([1, 2, 9])], 1, true),
+            (vec![ttls([8, 9])], 1, false),
+            (vec![ttls([1, 2])], 1, false),
+            (vec![ttls([1])], 3_601, true),
+        ] {
             let mut stalls = Stalls::default();
-            stalls.add(4, at(0));
-            stalls.survived(ttl, at(after));
-            stalls.add(4, at(after + 1));
-            assert_eq!(stalls.is_disabled(at(after + 1)), !is_ended, "{ttl} after {after} s");
+            stalls.add(&ttls([2, 3]), at(0));
+            survived.iter().for_each(|ttls| stalls.survived(ttls, at(after)));
+            stalls.add(&ttls([2]), at(after + 1));
+            assert_eq!(stalls.is_disabled(at(after + 1)), !is_ended, "{survived:?} after {after} s");
         }
     }
 }

@@ -4,14 +4,13 @@ use crate::wire::tcp::SegmentTimestamps;
 
 const LOCAL: ([u8; 4], u16) = ([192, 0, 2, 1], 50_000);
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 7], 443);
-const RTT: Duration = Duration::from_millis(10);
 
 fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
 }
 
-fn healthy(bytes: u64) -> Delivered {
-    Delivered { sent: bytes, acknowledged: bytes + SYN, is_recovering: false, rtt_min: RTT }
+pub(super) fn healthy(bytes: u64) -> Delivered {
+    Delivered { sent: bytes, acknowledged: bytes + SYN, is_recovering: false }
 }
 
 /// What the peer sends: a segment with this many bytes that acknowledges this many.
@@ -37,7 +36,7 @@ fn open(probes: &mut ConnectionProbes, number: u64, routers: u8, now: Timestamp)
 
 /// A connection that is not verified yet.
 fn connected() -> ConnectionProbes {
-    let mut probes = ConnectionProbes::new(at(0));
+    let mut probes = ConnectionProbes::new(30, at(0));
     assert_eq!((probes.change(at(0)), probes.in_use), (None, None));
     open(&mut probes, 1, 4, at(0));
     probes
@@ -69,8 +68,18 @@ fn send(probes: &mut ConnectionProbes, ttl: u8, now: Timestamp) -> Vec<u8> {
     segment
 }
 
+/// The reply to this echo of a hundred bytes.
+pub(super) fn echo_reply(number: u32) -> ReceivedSegment {
+    segment(number * 100, number * 100 - 100, 100)
+}
+
+/// The acknowledgment after that echo, repeated.
+pub(super) fn repeated(number: u32) -> ReceivedSegment {
+    segment(number * 100, number * 100, 0)
+}
+
 /// What a router reports of a segment.
-fn report(segment: &[u8]) -> Vec<u8> {
+pub(super) fn report(segment: &[u8]) -> Vec<u8> {
     let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
     message.extend([LOCAL.0, PEER.0].concat());
     message.extend(&segment[..8]);
@@ -129,7 +138,7 @@ fn repeated_acknowledgment_is_the_answer_of_the_peer_to_the_latest_probe() {
         send(&mut probes, DESTINATION, at(610));
         probes
     };
-    assert_eq!(asked().received(repeated, 60, at(612)), None, "sooner than the probe can have arrived");
+    assert_eq!(asked().received(repeated, 60, at(609)), None, "sooner than the probe was sent");
     assert_eq!(asked().received(repeated, 60, at(1_200)), None, "too late");
     let of_loss = ReceivedSegment { has_sack: true, ..repeated };
     assert_eq!(asked().received(of_loss, 60, at(620)), None, "it is about data");
@@ -214,10 +223,26 @@ fn connection_is_used_when_it_has_delivered_data_after_a_first_segment() {
 }
 
 #[test]
-fn peer_behind_no_router_is_tested_with_the_smallest_ttl() {
-    let mut probes = ConnectionProbes::new(at(0));
-    open(&mut probes, 1, 0, at(0));
-    assert_eq!(test(&mut probes, at(0)).0, 1);
+fn first_segment_has_an_allowed_ttl() {
+    for (routers, hops_max, expected) in [(0, 30, 1), (1, 30, 1), (9, 30, 9), (9, 3, 3)] {
+        let mut probes = ConnectionProbes::new(hops_max, at(0));
+        open(&mut probes, 1, routers, at(0));
+        assert_eq!(test(&mut probes, at(0)).0, expected, "{routers}, {hops_max}");
+    }
+}
+
+/// Of one who knows the addresses and ports, but not the sequence numbers.
+#[test]
+fn forged_segments_have_no_effect() {
+    let mut probes = verified();
+    send(&mut probes, DESTINATION, at(610));
+    let forged = ReceivedSegment { acknowledgment: 54_321, next_sequence: 0x8000_0000, ..segment(0, 0, 0) };
+    for _ in 0..3 {
+        assert_eq!(probes.received(forged, 60, at(611)), None);
+    }
+    assert_eq!(probes.received(segment(200, 200, 0), 60, at(620)), answer(DESTINATION, None));
+    let sent = ReceivedSegment::decode(&send(&mut probes, 2, at(1_200))).unwrap();
+    assert_eq!(sent.acknowledgment, segment(200, 200, 0).next_sequence);
 }
 
 #[test]
@@ -235,7 +260,7 @@ fn nothing_is_sent_while_the_connection_sends_again() {
 
 #[test]
 fn probes_wait_for_a_connection_and_are_then_sent_without_one() {
-    let mut probes = ConnectionProbes::new(at(0));
+    let mut probes = ConnectionProbes::new(30, at(0));
     assert_eq!(probes.step(1, at(100)), ProbeStep::Wait(at(3_000)));
     assert_eq!((probes.change(at(2_999)), probes.step(1, at(2_999))), (None, ProbeStep::Wait(at(3_019))));
     assert_eq!((probes.change(at(3_000)), probes.step(1, at(3_000))), (None, ProbeStep::Syn));
@@ -252,7 +277,7 @@ fn probes_wait_for_a_connection_and_are_then_sent_without_one() {
 /// A server that closes each connection after a response.
 #[test]
 fn connections_that_carry_one_message_are_traced_without_them() {
-    let mut probes = ConnectionProbes::new(at(0));
+    let mut probes = ConnectionProbes::new(30, at(0));
     let mut changes = Vec::new();
     for number in 0..100 {
         let now = 1_000 * number;
@@ -270,7 +295,7 @@ fn connections_that_carry_one_message_are_traced_without_them() {
 
 #[test]
 fn kernel_that_does_not_count_bytes_is_named() {
-    let mut probes = ConnectionProbes::new(at(0));
+    let mut probes = ConnectionProbes::new(30, at(0));
     probes.opened(1, LOCAL.into(), PEER.into(), at(0));
     probes.received(segment(100, 0, 100), 60, at(0));
     assert_eq!((probes.test(at(0)), probes.refusal(at(0))), (None, Some(OwnFlowRefusal::NotCounted)));
@@ -339,7 +364,7 @@ fn die(probes: &mut ConnectionProbes, number: u64, from: u64, death: Death) {
 fn segments_are_disabled_for_a_day_after_two_connections_have_died_of_them() {
     let deaths = [Death::Stalls, Death::TimesOut, Death::IsReset];
     for (first, second) in deaths.into_iter().flat_map(|first| deaths.map(|second| (first, second))) {
-        let mut probes = ConnectionProbes::new(at(0));
+        let mut probes = ConnectionProbes::new(30, at(0));
         die(&mut probes, 1, 0, first);
         assert_ne!(probes.change(at(9_000)), Some(FlowChange::Stalled));
         die(&mut probes, 2, 10_000, second);
@@ -356,9 +381,25 @@ fn segments_are_disabled_for_a_day_after_two_connections_have_died_of_them() {
     }
 }
 
+/// A device near this host that lets larger TTLs pass, such as that of the first segment of each connection.
+#[test]
+fn device_that_reacts_to_small_ttls_only_is_noticed_too() {
+    let mut probes = ConnectionProbes::new(30, at(0));
+    for (number, from) in [(1, 0), (2, 20_000)] {
+        open(&mut probes, number, 4, at(from));
+        test(&mut probes, at(from));
+        probes.delivered(healthy(200), at(from + 100));
+        probes.change(at(from + 600));
+        send(&mut probes, 2, at(from + 700));
+        probes.delivered(Delivered { sent: 300, ..healthy(200) }, at(from + 800));
+        probes.ended(ConnectionEnd::TimedOut, at(from + 3_000));
+    }
+    assert_eq!(probes.change(at(24_000)), Some(FlowChange::Stalled));
+}
+
 #[test]
 fn ends_that_segments_do_not_explain_are_no_stalls() {
-    let mut probes = ConnectionProbes::new(at(0));
+    let mut probes = ConnectionProbes::new(30, at(0));
     for number in 0..10 {
         let from = 10_000 * number;
         open(&mut probes, number, 4, at(from));
@@ -396,7 +437,7 @@ fn connection_that_delivers_nothing_is_left_alone_until_it_does() {
 fn peer_that_does_not_answer_segments_is_traced_without_them_for_an_hour() {
     let mut probes = verified();
     let mut last = 0;
-    for tick in 1..=4 {
+    for tick in 1..=u64::from(UNANSWERED_MAX) + 1 {
         last = 600 * tick;
         assert_eq!(probes.refusal(at(last)), None, "{tick}");
         send(&mut probes, DESTINATION, at(last));
