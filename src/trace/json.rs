@@ -11,8 +11,8 @@ use crate::stream::OwnFlowStatus;
 use crate::trace_log::{QuotedRecord, TraceRecord};
 
 /// The latest traces and the routes of a flow, to the peer and back, and its echoes of the last minute.
-/// `own_flow`: whether probes have the ports of the echoes. `quoted` is what a router to the peer has quoted of
-/// its probes.
+/// `own_flow`: whether probes have the ports of the echoes. `quoted` is what a router to the peer has quoted
+/// of its probes.
 pub(super) fn flow_json(
     forward: &TracedFlow,
     reverse: &TracedFlow,

@@ -59,13 +59,13 @@ fn series_per_path_match_the_limit_constants() {
     let of_mtu = page
         .count_series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
-    // A path whose route has changed has one more.
+    // A path whose route has changed has one more, and one with `method: own_flow` another one.
     let of_trace = page.count_series(|series| {
         let is_forward = series.contains("peer=\"b\"") && series.contains("direction=\"forward\"");
         let is_of_hop = series.starts_with("pathmeter_trace_hop_");
         series.starts_with("pathmeter_trace_") && !is_of_hop && is_forward
     });
-    assert_eq!(of_trace + 1, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
+    assert_eq!(of_trace + 2, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
 }
 
 /// The metric families of a page without a row in docs/reference/metrics.md.

@@ -148,21 +148,38 @@ const MEASURING: &[Row] = &[
     (
         "paths that are traced on the connection of their echoes",
         &["src/stream/mod.rs:OWN_FLOW_PATHS_MAX"],
-        "further ones are traced with other ports",
+        "further ones are traced with SYN segments",
     ),
     (
-        "time for an echo's connection to be opened again, and to acknowledge what is sent after a segment of its trace; connections in a row that do not",
+        "time for an echo's connection to be opened again before it is traced with SYN segments; age of a connection after one that was younger",
         &[
             "proto/src/trace/own_flow/probes/mod.rs:CONNECTION_WAIT",
-            "proto/src/trace/own_flow/probes/mod.rs:STALLED_AFTER",
-            "proto/src/trace/own_flow/probes/mod.rs:STALLS_MAX",
+            "proto/src/trace/own_flow/probes/mod.rs:AGE_MIN",
         ],
-        "it is traced with other ports: until there is one; until it does; for 24 h",
+        "traced with SYN segments until there is one; until it is that old",
     ),
     (
-        "segments of a trace on an echo's connection to which answers are recognized; answers read at once",
-        &["proto/src/trace/own_flow/probes/mod.rs:SENT_MAX", "src/stream/tcp_trace/mod.rs:ANSWERS_PER_STEP"],
-        "answers to the oldest are ignored; other tasks run first",
+        "time for an echo's connection to acknowledge what is sent after a segment of its trace, or to be reset; connections that do neither in time",
+        &[
+            "proto/src/trace/own_flow/probes/mod.rs:STALLED_AFTER",
+            "proto/src/trace/own_flow/probes/mod.rs:RESET_WITHIN",
+            "proto/src/trace/own_flow/probes/stalls.rs:STALLS_MAX",
+        ],
+        "it has stalled; a later reset has another cause; traced with SYN segments for 24 h",
+    ),
+    (
+        "segments in a row that reach a peer and are not answered",
+        &["proto/src/trace/own_flow/probes/mod.rs:UNANSWERED_MAX"],
+        "traced with SYN segments for an hour",
+    ),
+    (
+        "segments of a trace on an echo's connection to which answers are recognized; answers read at once; bytes that a received segment may be ahead",
+        &[
+            "proto/src/trace/own_flow/probes/mod.rs:SENT_MAX",
+            "src/stream/tcp_trace/mod.rs:ANSWERS_PER_STEP",
+            "proto/src/trace/own_flow/probes/mod.rs:AHEAD_MAX",
+        ],
+        "answers to the oldest are ignored; other tasks run first; it does not count",
     ),
     (
         "changed routes of this host that wait for the next second",

@@ -204,6 +204,8 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_connections_balanced", trace_connections::balanced),
         trial("trace_connections_stalled", trace_connections::stalled),
         trial("trace_connections_outage", trace_connections::outage),
+        trial("trace_connections_disturbed", trace_connections::disturbed),
+        trial("trace_connections_closed_each_time", trace_connections::closed_each_time),
         trial("trace_connections_not_permitted", trace_connections::not_permitted),
         trial("trace_client_hops", client_traces::hops_as_they_are_found),
         repeatable("trace_own_flow", client_traces::own_flow),

@@ -1,9 +1,10 @@
 //! Traces on the connections of echo probes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
-use pathmeter_lab::{Net, NetPlan, eventually};
+use pathmeter_lab::{MetricsPage, Net, NetPlan, eventually};
 use pathmeter_proto::sim::Link;
 use serde_json::{Value, json};
 
@@ -133,7 +134,7 @@ pub(crate) fn balanced() {
         let mut sources = BTreeMap::new();
         for index in 1..=PROBES {
             let probe = format!("chat{index}-routes");
-            let (source, flow) = eventually("a trace on the connection", || {
+            let find = || {
                 let paths = a.json("/api/v1/paths");
                 let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == probe)?;
                 let (source, flow) = (path["sources"][0].as_str()?, &path["flows"][0]);
@@ -141,8 +142,13 @@ pub(crate) fn balanced() {
                     && flow["forward"]["trace"]["reached"] == true
                     && flow["forward"]["trace"]["hops"].as_array()?.len() == 3;
                 let is_new = earlier.get(&probe).is_none_or(|earlier| earlier != source);
-                (is_traced && is_new).then(|| (source.to_owned(), flow.clone()))
-            });
+                // The source of the probes before may be shown a moment longer.
+                let port = source.parse::<SocketAddr>().unwrap().port();
+                let is_used = (1..=WAYS).any(|way| has_seen(&net, way, port));
+                (is_traced && is_new && is_used).then(|| (source.to_owned(), flow.clone()))
+            };
+            a.page_within(CONFIRMED_WITHIN, "a trace on the connection", |_| find().is_some());
+            let (source, flow) = find().expect("it stays so");
             let port = source.parse::<SocketAddr>().unwrap().port();
             let used: Vec<usize> = (1..=WAYS).filter(|way| has_seen(&net, *way, port)).collect();
             let [way] = used[..] else { panic!("a flow has one way: {used:?}, {flow}") };
@@ -279,9 +285,88 @@ pub(crate) fn not_permitted() {
         });
         assert_eq!(responders(&flow["forward"]["trace"]).len(), 4, "{probe}: {flow}");
         assert_eq!(flow["is_on_own_flow"], false, "{probe}: {flow}");
+        assert_eq!(flow["own_flow_refusal"], "raw sockets need CAP_NET_RAW", "{probe}: {flow}");
     }
     let log = a.log();
     assert_eq!(log.matches("connections of probes cannot be traced with own_flow").count(), 1, "{log}");
     assert!(log.contains("CAP_NET_RAW"), "{log}");
     assert_eq!(a.page().count("pathmeter_trace_own_flow", &[]), 0);
+}
+
+/// An ICMP error about another port of the peer does not end the trace of a connection, and its segments have
+/// the DSCP of the echoes.
+pub(crate) fn disturbed() {
+    let net = NetPlan::chain(4).build(46);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    net.node("b").nft(
+        "add table ip refuse\n\
+         add chain ip refuse input { type filter hook input priority 0; }\n\
+         add rule ip refuse input tcp dport 7777 reject with icmp type port-unreachable\n",
+    );
+    net.node("r1").nft(
+        "add table ip marked\n\
+         add chain ip marked forward { type filter hook forward priority 0; }\n\
+         add rule ip marked forward tcp dport 9863 ip dscp != ef counter\n",
+    );
+    let _b = responder(&net, net.v4("a"));
+    let mut config = config(net.v4("b"), 1);
+    for probe in config["probes"].as_array_mut().unwrap() {
+        if probe["protocol"] == "tcp" {
+            probe["dscp"] = json!("ef");
+        }
+    }
+    let a = NodeAgent::start(net.node("a"), config, &[]);
+    traced(&a, "chat1-routes");
+    let refused = net.node("a").within(|| TcpStream::connect((net.v4("b"), 7_777)));
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let labels = ["probe=\"chat1-routes\"", "result=\"complete\""];
+    let count = |page: &MetricsPage| page.count("pathmeter_trace_traces_total", &labels);
+    let before = count(&a.page());
+    let page = a.page_when("further traces", |page| count(page) >= before + 3);
+    for probe in ["chat1", "pages", "live"] {
+        let label = format!("probe=\"{probe}-routes\"");
+        assert_eq!(page.count("pathmeter_trace_own_flow", &[&label]), 1, "{probe}: {page}");
+    }
+    assert_eq!(page.count("pathmeter_trace_unanswered_total", &["probe=\"chat1-routes\""]), 0, "{page}");
+    let listed = net.node("r1").command("nft").args(["list", "table", "ip", "marked"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("counter packets 0 "), "{listed}");
+}
+
+/// A server that closes each connection is traced with SYN segments, and the reason is shown.
+pub(crate) fn closed_each_time() {
+    let net = NetPlan::chain(4).build(47);
+    let link = Link::perfect(2_000_000);
+    net.wire("a", "r1").set_links(&link, &link);
+    let listener = net.node("b").within(|| TcpListener::bind(("0.0.0.0", 8_080)).unwrap());
+    net.node("b").spawn(move || {
+        for client in listener.incoming() {
+            // A trace closes its connections at once.
+            let Ok(mut client) = client else { continue };
+            let _ = client.read(&mut [0; 4_096]);
+            let _ = client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let url = format!("http://{}:8080/", net.v4("b"));
+    let config = json!({
+        "agent": {"name": "a", "grace": "1s"},
+        "targets": [{"name": "web", "address": net.v4("b"), "url": url}],
+        "probes": [
+            {"name": "pages", "protocol": "http", "interval": "1s", "targets": ["web"]},
+            {"name": "page-routes", "kind": "trace", "follows": "pages", "interval": "2s", "method": "own_flow"},
+        ],
+        "trace": {"router_rate": "1000pps", "agent_rate": "1000pps"},
+    });
+    let a = NodeAgent::start(net.node("a"), config, &[]);
+    let labels = ["probe=\"page-routes\"", "result=\"complete\""];
+    let page = a.page_when("traces", |page| {
+        page.has("pathmeter_trace_traces_total", &labels)
+            && page.count("pathmeter_trace_traces_total", &labels) >= 3
+    });
+    assert_eq!(page.count("pathmeter_trace_own_flow", &[]), 0, "{page}");
+    let flow = flows(&a, "page-routes").swap_remove(0);
+    assert_eq!(responders(&flow["forward"]["trace"]), routers_of_chain(true, "forward")[..4], "{flow}");
+    let refusal = flow["own_flow_refusal"].as_str().unwrap();
+    assert!(refusal.contains("connection"), "{flow}");
 }

@@ -57,8 +57,8 @@ impl FlowPosition {
     /// The timestamps of a segment that is sent now.
     ///
     /// The peer discards it if the value is earlier than the latest that it has received (RFC 7323 section
-    /// 5.3), which may be later than the one that it has echoed. It accepts any later value, and does not keep
-    /// that of a segment below its window. The clock of Linux has ticks of a millisecond.
+    /// 5.3), which may be later than the one that it has echoed. It accepts any later value, and does not
+    /// keep that of a segment below its window. The clock of Linux has ticks of a millisecond.
     fn timestamps_to_send(&self, now: Timestamp) -> Option<SegmentTimestamps> {
         let SegmentTimestamps { value: echo, echo: value } = self.timestamps?;
         let since = now.since(self.seen_at) + TIMESTAMP_MARGIN;

@@ -30,8 +30,10 @@ pub struct ConnectionProbes {
     connection: Option<Connection>,
     /// With which packets probes are sent; `None` until that is decided.
     in_use: Option<Packets>,
-    /// Since when there is no connection.
+    /// Since when there is no connection that can be used.
     missing_since: Timestamp,
+    /// Whether the latest connection has ended before [`AGE_MIN`].
+    are_short_lived: bool,
     stalls: Stalls,
 }
 
@@ -45,6 +47,7 @@ enum Packets {
 #[derive(Debug)]
 struct Connection {
     number: u64,
+    opened_at: Timestamp,
     addresses: ConnectionAddresses,
     /// `None` until a segment was received.
     position: Option<FlowPosition>,
@@ -162,8 +165,8 @@ pub enum OwnFlowRefusal {
     /// There is no connection.
     #[error("the probe has no connection")]
     NoConnection,
-    /// It was not used long enough.
-    #[error("the connection has carried too few messages yet")]
+    /// It is too new: it has carried too few messages, or the one before has ended soon.
+    #[error("the connection is too new")]
     TooNew,
     /// The kernel does not report how it delivers data.
     #[error("the kernel does not count the bytes of connections: Linux 4.19 does")]
@@ -183,6 +186,10 @@ pub enum OwnFlowRefusal {
 /// that has ended is replaced if the path is up and messages are frequent.
 const CONNECTION_WAIT: Duration = Duration::from_secs(3);
 
+/// Age from which on a connection is used if the one before has not become that old. Chosen: 10 s, the time
+/// between two traces, because a connection that ends sooner is not traced to the end.
+const AGE_MIN: Duration = Duration::from_secs(10);
+
 /// Time between two segments that may reach the peer: Linux answers one per half a second
 /// (`net.ipv4.tcp_invalid_ratelimit`), and some more so that the second does not come too early.
 const REPEAT_SPACING: Duration = Duration::from_millis(550);
@@ -196,8 +203,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 const RESET_WITHIN: Duration = Duration::from_secs(1);
 
 /// Unlimited probes in a row without an answer before no more segments are sent on a connection for
-/// [`SILENT_FOR`]. Chosen: 6, so that random loss of 10 % in each direction is mistaken for that once in 20,000
-/// times.
+/// [`SILENT_FOR`]. Chosen: 6, so that random loss of 10 % in each direction is mistaken for that once in
+/// 20,000 times.
 const UNANSWERED_MAX: u32 = 6;
 
 /// How long no segments are sent to a peer that does not answer them. Chosen: an hour.
@@ -210,20 +217,27 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Segments to which answers are recognized. Chosen: more than are sent until an answer is too old.
 const SENT_MAX: usize = 64;
 
-/// How far a segment may be ahead of the latest one to be taken for one of the connection, in bytes and in what
-/// it acknowledges. Chosen: 16 MiB, more than is in flight on most paths; who forges segments without knowing
-/// the sequence numbers succeeds once in 65,536 times.
+/// How far a segment may be ahead of the latest one to be taken for one of the connection, in bytes and in
+/// what it acknowledges. Chosen: 16 MiB, more than is in flight on most paths; who forges segments without
+/// knowing the sequence numbers succeeds once in 65,536 times.
 const AHEAD_MAX: u32 = 1 << 24;
 
 /// What the kernel counts as acknowledged for the SYN of a connection that this host has opened.
 const SYN: u64 = 1;
 
 impl ConnectionProbes {
-    /// There is no connection yet. No segments have larger TTLs than `hops_max`, except for those that are not
-    /// limited.
+    /// There is no connection yet. No segments have larger TTLs than `hops_max`, except for those that are
+    /// not limited.
     #[must_use]
     pub fn new(hops_max: u8, now: Timestamp) -> Self {
-        Self { hops_max, connection: None, in_use: None, missing_since: now, stalls: Stalls::default() }
+        Self {
+            hops_max,
+            connection: None,
+            in_use: None,
+            missing_since: now,
+            are_short_lived: false,
+            stalls: Stalls::default(),
+        }
     }
 
     /// The echoes have a connection, with these addresses and ports of this host and the peer. `number` is
@@ -231,6 +245,7 @@ impl ConnectionProbes {
     pub fn opened(&mut self, number: u64, local: SocketAddr, peer: SocketAddr, at: Timestamp) {
         self.connection = Some(Connection {
             number,
+            opened_at: at,
             addresses: ConnectionAddresses { local, peer },
             position: None,
             sent: VecDeque::new(),
@@ -248,7 +263,10 @@ impl ConnectionProbes {
     /// The connection has ended.
     pub fn ended(&mut self, end: ConnectionEnd, at: Timestamp) {
         let Some(connection) = self.connection.take() else { return };
-        self.missing_since = at;
+        self.are_short_lived = at.since(connection.opened_at) < AGE_MIN;
+        if self.in_use == Some(Packets::Segments(connection.number)) {
+            self.missing_since = at;
+        }
         if let Verification::Testing(latest) | Verification::Unverified(latest) = &connection.verification {
             let is_stalled = match end {
                 ConnectionEnd::TimedOut => connection.delivered.is_in_flight(),
@@ -288,6 +306,9 @@ impl ConnectionProbes {
             return Some(OwnFlowRefusal::NotAnswered);
         }
         match connection.verification {
+            _ if self.are_short_lived && now.since(connection.opened_at) < AGE_MIN => {
+                Some(OwnFlowRefusal::TooNew)
+            }
             Verification::Verified | Verification::Unverified(_) => None,
             Verification::Untested if connection.position.is_some() && connection.delivered.sent == 0 => {
                 Some(OwnFlowRefusal::NotCounted)
@@ -330,7 +351,8 @@ impl ConnectionProbes {
         };
         let is_repeated = segment.is_empty
             && (known.unacknowledged, known.expected) == (found.unacknowledged, found.expected);
-        // Segments that were overtaken, and keep-alives of the peer, show an earlier position, forged ones any.
+        // Segments that were overtaken, and keep-alives of the peer, show an earlier position, forged ones
+        // any.
         let is_ahead = |found: u32, known: u32| found.wrapping_sub(known) <= AHEAD_MAX;
         if is_ahead(found.unacknowledged, known.unacknowledged) && is_ahead(found.expected, known.expected) {
             connection.position = Some(found);

@@ -219,8 +219,8 @@ impl World {
     }
 }
 
-/// Whatever is lost or late, the number of routers is the true one, no change is reported, and each probe has at
-/// most one answer.
+/// Whatever is lost or late, the number of routers is the true one, no change is reported, and each probe has
+/// at most one answer.
 #[test]
 fn routes_of_connections_are_right_over_lossy_and_slow_paths() {
     let (mut exact, mut all) = (0, 0);
@@ -247,7 +247,13 @@ fn routes_of_connections_are_right_over_lossy_and_slow_paths() {
                 TraceReport::Unanswered { .. } => counts[2] += 1,
                 TraceReport::Unmatched => panic!("{network:?}: an answer to no probe"),
                 TraceReport::Reachability(change) => panic!("{network:?}: {change:?}"),
-                _ => {}
+                TraceReport::Rejected { .. }
+                | TraceReport::Withdrawn
+                | TraceReport::SendError(_)
+                | TraceReport::Deferred(_)
+                | TraceReport::Traced(_)
+                | TraceReport::LossyFlow { .. }
+                | TraceReport::TtlClamped { .. } => {}
             }
         }
         let [sent, answered, unanswered] = counts;

@@ -11,8 +11,8 @@ use crate::trace::CLAMPED_FOR;
 pub(super) struct Stalls {
     /// Connections in a row.
     count: u32,
-    /// The TTLs of the segments after which the latest one has stalled, without those that another has survived
-    /// since.
+    /// The TTLs of the segments after which the latest one has stalled, without those that another has
+    /// survived since.
     suspected: BTreeSet<u8>,
     latest: Option<Timestamp>,
     /// Until when no segments are sent; `None`: they are.
