@@ -18,7 +18,7 @@ use crate::wire::tcp::ReceivedSegment;
 ///
 /// Routers answer segments with ICMP errors. The peer answers by repeating its last acknowledgment. That does
 /// not name the segment, so only one probe is in flight, and two that may reach the peer are
-/// [`REPEAT_SPACING`] apart.
+/// half a second apart.
 ///
 /// A device on the path may drop what follows a segment with a small TTL. Therefore a segment that reaches
 /// the last expected router is sent first, and probes follow only after echoes that were sent later were
