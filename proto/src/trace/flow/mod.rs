@@ -433,6 +433,11 @@ impl TracedFlow {
     /// A probe did not leave the host.
     pub(super) fn not_sent(&mut self, sequence: u64) {
         self.in_flight.take_if(|(latest, _)| *latest == sequence);
+        self.exclude(sequence);
+    }
+
+    /// A probe is of no trace.
+    fn exclude(&mut self, sequence: u64) {
         if let Some(burst) = &mut self.burst {
             burst.not_sent(sequence);
         }

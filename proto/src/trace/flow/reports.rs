@@ -60,7 +60,7 @@ impl TracedFlow {
 
     /// The probe that was requested last is a check and of no trace.
     pub(in crate::trace) fn check_queued(&mut self, sequence: u64) {
-        self.not_sent(sequence);
+        self.exclude(sequence);
         self.reachability.check_queued(sequence);
     }
 

@@ -196,3 +196,16 @@ fn other_router_at_a_known_hop_is_confirmed_and_leads_to_a_trace() {
     assert!(matches!(updates.collect::<Vec<_>>()[..], [RouteUpdate::Changed { .. }]));
     assert!(times_of(&test.run(12_300, 13_000), 2).is_empty());
 }
+
+/// Over TCP the next probe closes the socket of the one before, so that its answer is lost.
+#[test]
+fn check_is_waited_for_if_only_one_probe_may_be_in_flight() {
+    let (protocol, interval) = (ProbeProtocol::Tcp, Duration::from_secs(30));
+    let mut flow = TracedFlow::new(0, Direction::Forward, protocol, 30, interval, 1, at(0));
+    flow.learn_destination(3, RTT);
+    flow.queued(7, DESTINATION, at(0));
+    flow.check_queued(7);
+    assert_eq!(flow.step(at(1), at(1)), FlowStep::Wait(at(0) + flow.answer_timeout()));
+    flow.reached(7, DESTINATION, [10, 0, 0, 9].into(), RTT, None, at(10));
+    assert!(matches!(flow.step(at(10), at(10)), FlowStep::Send { .. }));
+}
