@@ -143,12 +143,14 @@ impl TracedFlow {
             self.routers = Some(routers);
             return None;
         }
-        let is_new = self.routers.is_some_and(|known| known != routers);
+        let was_open = self.route.has_unconfirmed_length();
         let update = self.route.reached(routers, at);
-        if self.routers.is_none() || !self.route.has_unconfirmed_length() {
+        let is_open = self.route.has_unconfirmed_length();
+        if self.routers.is_none() || !is_open {
             self.routers = self.route.current().and_then(|route| route.routers).or(Some(routers));
         }
-        if is_new && self.burst.is_none() && self.route.has_unconfirmed_length() {
+        // Further observations of it confirm the change, and need no further trace.
+        if is_open && !was_open && self.burst.is_none() {
             self.trigger(Trigger::Length);
         }
         update

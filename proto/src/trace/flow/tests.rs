@@ -1,7 +1,9 @@
 //! Tests of one flow: when its probes are due, and what its traces show.
 
+use std::net::IpAddr;
+
 use super::*;
-use crate::trace::{Answer, HopState};
+use crate::trace::{Answer, HopRouter, HopState, Rejection, RejectionReason};
 
 fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
@@ -15,10 +17,17 @@ fn milliseconds(at_time: Timestamp) -> u64 {
 struct TestFlow {
     flow: TracedFlow,
     silent: Vec<u8>,
+    /// The number of routers that replies of the destination show.
+    routers: u8,
+    /// The hop at which 10.0.0.77 answers.
+    other_at: Option<u8>,
+    /// The hop at which probes end that are not limited, because their TTL was lowered or they loop.
+    ended_at: Option<u8>,
     next_sequence: u64,
     /// Probes that will be answered.
     answers: VecDeque<(Timestamp, u64, u8)>,
     traces: Vec<Trace>,
+    updates: Vec<RouteUpdate>,
 }
 
 const RTT: Duration = Duration::from_millis(10);
@@ -27,8 +36,21 @@ impl TestFlow {
     fn new(silent: &[u8]) -> Self {
         let flow =
             TracedFlow::new(0, Direction::Forward, ProbeProtocol::Udp, 30, Duration::from_secs(30), 1, at(0));
-        let (answers, traces) = (VecDeque::new(), Vec::new());
-        Self { flow, silent: silent.to_vec(), next_sequence: 0, answers, traces }
+        Self {
+            flow,
+            silent: silent.to_vec(),
+            routers: 3,
+            other_at: None,
+            ended_at: None,
+            next_sequence: 0,
+            answers: VecDeque::new(),
+            traces: Vec::new(),
+            updates: Vec::new(),
+        }
+    }
+
+    fn router(&self, ttl: u8) -> IpAddr {
+        [10, 0, 0, if self.other_at == Some(ttl) { 77 } else { ttl }].into()
     }
 
     /// Lets the time pass and answers probes. Returns their TTLs and times.
@@ -39,10 +61,18 @@ impl TestFlow {
                 self.answers.front().copied().filter(|(due, ..)| *due <= time)
             {
                 self.answers.pop_front();
-                match ttl {
-                    DESTINATION => self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), due),
-                    _ => self.flow.answered(sequence, ttl, Answer::new([10, 0, 0, ttl].into(), RTT), due),
+                let update = match (ttl, self.ended_at) {
+                    (DESTINATION, Some(hop)) => {
+                        self.flow.unlimited_ended(self.router(hop));
+                        None
+                    }
+                    (DESTINATION, None) => {
+                        let routers = Some(self.routers);
+                        self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, routers, due)
+                    }
+                    _ => self.flow.answered(sequence, ttl, Answer::new(self.router(ttl), RTT), due),
                 };
+                self.updates.extend(update);
             }
             match self.flow.step(time, time) {
                 FlowStep::Send { ttl, .. } => {
@@ -195,6 +225,84 @@ fn other_router_at_a_known_hop_is_confirmed_and_leads_to_a_trace() {
     let updates = (0..15).filter_map(|_| test.flow.answered(1_001, 2, Answer::new(other, RTT), at(12_300)));
     assert!(matches!(updates.collect::<Vec<_>>()[..], [RouteUpdate::Changed { .. }]));
     assert!(times_of(&test.run(12_300, 13_000), 2).is_empty());
+}
+
+/// The triggers of the traces that were made at once.
+fn triggers(test: &TestFlow) -> Vec<Trigger> {
+    test.traces.iter().filter(|trace| trace.is_burst).map(|trace| trace.trigger).collect()
+}
+
+#[test]
+fn changed_route_is_traced_at_once_and_only_once() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 12_000);
+    test.other_at = Some(2);
+    test.run(12_000, 70_000);
+    assert_eq!(triggers(&test), [Trigger::Start, Trigger::Router]);
+    test.routers = 4;
+    let sent = test.run(70_000, 150_000);
+    assert_eq!(triggers(&test), [Trigger::Start, Trigger::Router, Trigger::Length]);
+    let began = test.traces.iter().find(|trace| trace.trigger == Trigger::Length).unwrap().began;
+    let replies = sent.iter().filter(|(ttl, time)| *ttl == DESTINATION && at(*time + 1) < began);
+    assert_eq!(replies.count(), 1, "the first reply that showed it: {sent:?}");
+    let sent = test.run(150_000, 180_000);
+    let count = |ttl: u8| times_of(&sent, ttl).len();
+    assert_eq!([1, 2, 3, 4, DESTINATION].map(count), [1; 5], "the new hop is probed like others");
+}
+
+#[test]
+fn only_ttls_at_which_one_of_two_routes_ends_show_which_one_is_taken() {
+    let (protocol, interval) = (ProbeProtocol::Icmp, Duration::from_secs(30));
+    let mut flow = TracedFlow::new(0, Direction::Forward, protocol, 30, interval, 1, at(0));
+    let hops = (1..=5).map(|last| HopRouter::Single([10, 0, 0, last].into()));
+    flow.route.establish(hops.collect(), Some(5));
+    flow.routers = Some(5);
+    assert_eq!(flow.observe_routers(7, at(0)), None);
+    let mut answered = |ttl: u8| flow.answered(1, ttl, Answer::new([10, 0, 0, ttl].into(), RTT), at(0));
+    for ttl in [4, 5, 8].repeat(20) {
+        assert_eq!(answered(ttl), None, "a router on both routes, or on none");
+    }
+    assert!([6, 7].repeat(7).into_iter().all(|ttl| answered(ttl).is_none()));
+    assert!(matches!(answered(6), Some(RouteUpdate::Changed { .. })), "the sixteenth");
+}
+
+#[test]
+fn hops_of_a_loop_behind_the_known_length_are_not_of_the_route_which_may_change_before_it() {
+    let mut test = TestFlow::new(&[]);
+    test.ended_at = Some(2);
+    test.flow.observe_routers(3, at(0));
+    test.run(0, 20_000);
+    test.flow.trigger(Trigger::Request);
+    let sent = test.run(20_000, 21_000);
+    assert!(sent.iter().any(|(ttl, _)| *ttl == 30), "the loop is shown: {sent:?}");
+    let hops = |test: &TestFlow| test.flow.route().current().unwrap().hops.clone();
+    let hop = |last: u8| HopRouter::Single([10, 0, 0, last].into());
+    assert_eq!(hops(&test), [1, 2, 3].map(hop));
+    for changed in [2, 3] {
+        test.other_at = Some(changed);
+        test.run(21_000 + 80_000 * u64::from(changed - 2), 100_000 + 80_000 * u64::from(changed - 2));
+        assert!(matches!(test.updates[..], [RouteUpdate::Changed { .. }]), "{:?}", test.updates);
+        assert_eq!(hops(&test)[usize::from(changed) - 1], hop(77));
+        test.updates.clear();
+    }
+}
+
+#[test]
+fn rejection_of_a_probe_that_was_sent_after_an_answered_one_is_shown_by_later_traces() {
+    let mut test = TestFlow::new(&[]);
+    test.run(0, 100);
+    let milliseconds = Duration::from_millis;
+    let reason = RejectionReason::HostUnreachable;
+    let mut shown = |sent: u64| {
+        let answered = milliseconds(40);
+        test.flow.reached(1_000, DESTINATION, [10, 0, 0, 9].into(), answered, Some(3), at(1_000));
+        let rtt = at(1_100).since(at(sent));
+        let rejection = Rejection { ttl: None, address: [10, 0, 0, 55].into(), reason, rtt };
+        test.flow.rejected(1_001, DESTINATION, rejection, at(1_100));
+        let latest = test.flow.record(Trigger::Loss, at(1_200), at(1_300), &[], None);
+        latest.rejection.is_some()
+    };
+    assert_eq!([950, 960, 970, 1_010].map(&mut shown), [false, false, true, true]);
 }
 
 /// Over TCP the next probe closes the socket of the one before, so that its answer is lost.

@@ -426,6 +426,27 @@ fn longer_and_shorter_routes_are_events_with_both_routes() {
 }
 
 #[test]
+fn changed_length_is_one_event_although_traces_are_requested_while_it_is_confirmed() {
+    for protocol in PROTOCOLS {
+        for pause in (20..200).step_by(10) {
+            let mut world =
+                World::new(protocol, 11, |ttl, _, time| route(ttl, if time < at(40_000) { 5 } else { 7 }));
+            for request in 0..60 {
+                world.run_until(at(40_000 + request * pause));
+                world.tracer.trigger(None, Trigger::Request);
+            }
+            world.run_until(at(200_000));
+            world.check_counts();
+            let updates = world.updates();
+            assert!(
+                matches!(updates[..], [RouteUpdate::Changed { .. }]),
+                "{protocol:?} {pause}: {updates:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn other_router_at_a_hop_is_an_event_within_an_interval() {
     for protocol in PROTOCOLS {
         let mut world = World::new(protocol, 5, |ttl, _, time| match route(ttl, 6) {
