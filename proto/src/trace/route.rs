@@ -513,6 +513,39 @@ mod tests {
     }
 
     #[test]
+    fn change_dates_from_the_first_answer_that_differed_since_the_last_known_one() {
+        let mut tracker = tracker();
+        assert_eq!(tracker.answered(2, router(9), at(1)), None);
+        let balanced = tracker.answered(2, router(2), at(2));
+        assert!(matches!(balanced, Some(RouteUpdate::LoadBalanced { ttl: 2, .. })), "{balanced:?}");
+        for second in 3..18 {
+            assert_eq!(tracker.answered(3, router(8), at(second)), None);
+        }
+        let changed = tracker.answered(3, router(8), at(18));
+        assert!(matches!(changed, Some(RouteUpdate::Changed { .. })), "{changed:?}");
+        assert_eq!(tracker.changed_since(), at(3));
+    }
+
+    #[test]
+    fn forgotten_length_leaves_the_hops_up_to_the_last_known_router() {
+        let hop = |last: u8| HopRouter::Single(router(last));
+        for (hops, kept) in [
+            (vec![hop(1), HopRouter::Unknown, hop(3), HopRouter::Unknown, HopRouter::Unknown], 3),
+            (vec![hop(1), hop(2)], 2),
+            (vec![HopRouter::Unknown; 3], 0),
+        ] {
+            let mut tracker = RouteTracker::new();
+            let known = hops[..kept].to_vec();
+            tracker.establish(hops, Some(5));
+            assert_eq!(tracker.reached(7, at(0)), None);
+            tracker.forget_length();
+            let route = tracker.current().unwrap();
+            assert_eq!((&route.hops, route.routers), (&known, None));
+            assert!(!tracker.has_unconfirmed_length());
+        }
+    }
+
+    #[test]
     fn answers_at_several_hops_and_of_the_destination_confirm_together() {
         let mut tracker = tracker();
         for _ in 0..6 {
@@ -602,6 +635,7 @@ mod tests {
         assert_eq!(tracker.answered(3, router(3), at(0)), None);
         let RouteUpdate::Restored { to, .. } = change(&mut tracker, 2) else { panic!("a known route") };
         assert_eq!(to.id, first);
+        assert_eq!(to.hops, [1, 2, 3].map(|last| HopRouter::Single(router(last))), "nothing is forgotten");
         let RouteUpdate::Restored { from, to } = change(&mut tracker, 9) else { panic!("a known route") };
         assert_eq!((from.id, to.id), (first, second.id), "the hop that became known does not change it");
     }
@@ -649,9 +683,34 @@ mod tests {
             route_id(&[&[HopRouter::Unknown][..], &hops(&["192.0.2.1"])].concat(), Some(2)),
             route_id(&hops(&["192.0.2.1"]), Some(2)),
         ];
-        assert_eq!(BTreeSet::from(ids).len(), ids.len());
-        assert!(ids.iter().all(|id| id.get() < 1 << 48));
+        let numbers: BTreeSet<u64> = ids.iter().map(|id| id.get()).collect();
+        assert_eq!(numbers.len(), ids.len());
+        assert!(numbers.iter().all(|number| *number < 1 << 48));
         assert_eq!(RouteId(0xabc).to_string(), "000000000abc");
+    }
+
+    #[test]
+    fn ids_of_similar_routes_differ() {
+        let addresses = |index: u16| -> [IpAddr; 3] {
+            let last = u8::try_from(index).unwrap();
+            [
+                router(last),
+                [0x2001, 0xdb8, 0, index, 0, 0, 0, 1].into(),
+                [0x2001, 0xdb8, 0, 0, 0, 0, 0, index].into(),
+            ]
+        };
+        let (mut count, mut ids) = (0, BTreeSet::new());
+        for address in (1..=16).flat_map(addresses) {
+            for ttl in 1..=16 {
+                for routers in ttl..=16 {
+                    let mut hops = vec![HopRouter::Unknown; routers];
+                    hops[ttl - 1] = HopRouter::Single(address);
+                    ids.insert(route_id(&hops, u8::try_from(routers).ok()));
+                    count += 1;
+                }
+            }
+        }
+        assert_eq!(ids.len(), count);
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Rounds {
         let Some(ttl) = self.waiting.front().copied() else { return Err(Timestamp::NEVER) };
         let index = self.hops - u64::try_from(self.waiting.len()).unwrap_or(self.hops).min(self.hops);
         let slot = nanos(self.interval) / self.hops;
-        let jitter = mix(self.seed ^ mix(self.count ^ index << 32)) % (slot / 4).clamp(1, JITTER_MAX);
+        let jitter = mix(self.seed ^ mix(self.count) ^ index) % (slot / 4).clamp(1, JITTER_MAX);
         let due = self.began + Duration::from_nanos(slot * index + jitter);
         if due > now {
             return Err(due);
@@ -120,5 +120,101 @@ impl Rounds {
         // Probes that confirm a change may come before the round.
         let first = probes.iter().map(|probe| probe.sent_at).min();
         Some((probes, first.map_or(self.began, |first| self.began.min(first))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::trace::DESTINATION;
+
+    fn at(milliseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
+    }
+
+    const WAIT: Duration = Duration::from_millis(40);
+
+    /// Sends the probes of a round that is due at `from`: their TTLs and times.
+    fn send(rounds: &mut Rounds, from: Timestamp, count: usize) -> Vec<(u8, Timestamp)> {
+        let (mut time, mut sent) = (from, Vec::new());
+        while sent.len() < count {
+            match rounds.next(time) {
+                Ok(ttl) => {
+                    rounds.queued(BurstProbe::new(u64::from(ttl), ttl, time));
+                    sent.push((ttl, time));
+                }
+                Err(due) => time = due,
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn probes_are_spread_evenly_over_the_interval_with_delays_that_differ() {
+        for (interval, routers, slot, delay_max) in [(1_000, 9, 100, 25), (80_000, 3, 20_000, 1_000)] {
+            for seed in [0, 1, u64::MAX] {
+                let mut rounds = Rounds::new(Duration::from_millis(interval), seed, at(0));
+                let (mut delays, mut count) = (BTreeSet::new(), 0);
+                for round in 0..20 {
+                    let began = at(round * interval);
+                    rounds.begin(routers, DESTINATION, began);
+                    for (index, (_, time)) in (0..).zip(send(&mut rounds, began, usize::from(routers) + 1)) {
+                        let delay = time.since(began + Duration::from_millis(slot * index));
+                        assert!(time.since(began) >= Duration::from_millis(slot * index));
+                        assert!(delay < Duration::from_millis(delay_max), "{index}: {delay:?}");
+                        delays.insert(delay);
+                        count += 1;
+                    }
+                    assert_eq!(rounds.next(began), Err(Timestamp::NEVER));
+                    rounds.take_complete(WAIT, Timestamp::NEVER).expect("all were sent");
+                }
+                assert_eq!(delays.len(), count, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn round_that_is_late_begins_at_its_time_unless_that_is_more_than_an_interval_ago() {
+        for (late, began) in [(0, 0), (9_999, 0), (10_000, 0), (10_001, 10_001), (25_000, 25_000)] {
+            let mut rounds = Rounds::new(Duration::from_millis(10_000), 1, at(0));
+            rounds.begin(1, DESTINATION, at(late));
+            let sent = send(&mut rounds, at(began), 2);
+            let second = sent[1].1.since(at(began));
+            assert!(
+                second >= Duration::from_millis(5_000) && second < Duration::from_millis(6_000),
+                "{late}"
+            );
+        }
+    }
+
+    #[test]
+    fn trace_of_all_hops_ends_a_round_and_the_next_one_begins_after_it() {
+        let mut rounds = Rounds::new(Duration::from_millis(10_000), 1, at(0));
+        rounds.begin(4, DESTINATION, at(0));
+        send(&mut rounds, at(0), 2);
+        assert!(!rounds.is_sent() && !rounds.is_over());
+        rounds.restart(at(5_000));
+        assert!(rounds.is_sent() && rounds.is_over());
+        rounds.begin(4, DESTINATION, at(5_000));
+        let sent = send(&mut rounds, at(5_000), 5);
+        assert!(sent[4].1.since(at(5_000)) >= Duration::from_millis(8_000), "{sent:?}");
+        let (probes, _) = rounds.take_complete(WAIT, sent[4].1 + WAIT).expect("all were sent");
+        assert_eq!(probes.len(), 5);
+    }
+
+    #[test]
+    fn probe_that_did_not_leave_the_host_is_not_of_the_round() {
+        let mut rounds = Rounds::new(Duration::from_millis(10_000), 1, at(0));
+        rounds.begin(2, DESTINATION, at(0));
+        let last = send(&mut rounds, at(0), 3)[2].1;
+        rounds.not_sent(2);
+        assert_eq!(rounds.ends(WAIT), last + WAIT);
+        assert!(rounds.take_complete(WAIT, last).is_none(), "its probes wait for answers");
+        let (probes, began) = rounds.take_complete(WAIT, last + WAIT).unwrap();
+        let ttls: BTreeSet<u8> = probes.iter().map(|probe| probe.ttl).collect();
+        assert_eq!((ttls, began), (BTreeSet::from([1, DESTINATION]), at(0)));
+        assert!(rounds.is_over());
     }
 }
