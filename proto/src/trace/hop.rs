@@ -244,6 +244,23 @@ mod tests {
     }
 
     #[test]
+    fn states_have_the_names_of_the_documentation() {
+        use HopState as State;
+        for (state, name) in [
+            (State::Answered, "answered"),
+            (State::Unanswered, "unanswered"),
+            (State::Silent, "silent"),
+            (State::RateLimited, "rate_limited"),
+            (State::Balanced, "balanced"),
+            (State::Inherited, "inherited"),
+            (State::NotProbed, "not_probed"),
+            (State::Lossy, "lossy"),
+        ] {
+            assert_eq!(state.as_str(), name);
+        }
+    }
+
+    #[test]
     fn loss_must_be_more_than_chance() {
         for (answered, is_lossy) in [(20, false), (15, false), (14, true), (0, true)] {
             assert_eq!(history(answered).is_lossy(), is_lossy, "{answered} of 20");

@@ -263,6 +263,7 @@ impl Reachability {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::{Answer, Hop, HopState, RejectionReason};
 
     fn at(milliseconds: u64) -> Timestamp {
         Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
@@ -388,7 +389,61 @@ mod tests {
         assert_eq!(traces, [at(11_000)]);
         let (fast, slow) = checks.split_at(usize::try_from(CHECKS_FAST).unwrap());
         assert!(fast.iter().copied().eq((1_500..).step_by(500).map(at).take(fast.len())));
-        assert!(slow[1..].iter().zip(slow).all(|(next, check)| next.since(*check) == TRACE_GAP_MIN));
+        assert!(
+            slow.iter()
+                .zip(&checks[fast.len() - 1..])
+                .all(|(next, check)| { next.since(*check) == TRACE_GAP_MIN })
+        );
+    }
+
+    #[test]
+    fn trace_that_is_due_is_waited_for_until_two_have_missed_the_destination() {
+        let mut test = missed();
+        let checks = (1_500..).step_by(500).take(usize::try_from(CHECKS_FAST).unwrap());
+        assert_eq!(checks.clone().map(|time| test.next_check(at(time))).find(Result::is_err), None);
+        let next_check = at(checks.last().unwrap()) + TRACE_GAP_MIN;
+        assert_eq!(test.traced(&trace(false), None, at(16_800)), None);
+        let next_trace = at(16_800) + TRACE_GAP_MIN;
+        assert!(next_trace < next_check);
+        assert_eq!(test.next_check(at(17_100)), Err(next_trace));
+        assert_eq!(test.traced(&trace(false), Some(at(17_200)), at(17_200)), None, "for another reason");
+        assert_eq!(test.next_check(at(17_300)), Err(next_check));
+        assert!(!test.take_trace(next_trace), "the second has been made");
+    }
+
+    #[test]
+    fn last_hop_and_rejection_are_those_of_the_latest_trace_unless_routers_were_not_asked() {
+        let router = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let with = |hops: &[(u16, Option<u8>)], rejection| {
+            let hops = (1..).zip(hops).map(|(ttl, (sent, answer))| Hop {
+                ttl,
+                state: HopState::Unanswered,
+                sent: *sent,
+                answers: answer.map(|last| Answer::new(router(last), Duration::ZERO)).into_iter().collect(),
+                responder: None,
+            });
+            Trace { hops: hops.collect(), rejection, ..trace(false) }
+        };
+        let mut test = missed();
+        let (reason, rtt) = (RejectionReason::Prohibited, Duration::ZERO);
+        let rejection = Some(Rejection { ttl: Some(2), address: router(2), reason, rtt });
+        for (hops, rejection, last_hop) in [
+            (&[(1, Some(1)), (1, Some(2)), (1, None)][..], rejection, Some((2, router(2)))),
+            (&[(0, None), (1, None)], None, Some((2, router(2)))),
+            (&[(0, None), (1, Some(5)), (0, None)], rejection, Some((2, router(5)))),
+            (&[(1, None), (1, None)], None, None),
+        ] {
+            test.traced(&with(hops, rejection), Some(at(1_000)), at(1_000));
+            assert_eq!((test.last_hop(), test.rejection()), (last_hop, rejection), "{hops:?}");
+        }
+    }
+
+    #[test]
+    fn latest_sixteen_checks_are_recognised() {
+        let mut test = missed();
+        (1..=20).for_each(|sequence| test.check_queued(sequence));
+        let is_check = |sequence: &u64| test.is_check(*sequence);
+        assert_eq!((0..30).filter(is_check).collect::<Vec<u64>>(), (5..=20).collect::<Vec<u64>>());
     }
 
     #[test]

@@ -159,6 +159,8 @@ pub(super) fn nearest(probes: &[BurstProbe]) -> Option<Rejection> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -191,6 +193,28 @@ mod tests {
         for kind in [IcmpKind::TtlExceeded, IcmpKind::Other] {
             assert_eq!(reason(v4, kind, 0), None);
         }
+    }
+
+    #[test]
+    fn each_reason_has_a_name_of_its_own_which_is_words_of_letters() {
+        let names: BTreeSet<&str> = RejectionReason::ALL.into_iter().map(RejectionReason::as_str).collect();
+        assert_eq!(names.len(), RejectionReason::ALL.len());
+        let is_word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase());
+        assert!(names.iter().all(|name| name.split('_').all(is_word)), "{names:?}");
+    }
+
+    #[test]
+    fn nearest_rejection_is_the_one_with_the_smallest_ttl() {
+        let rejected = |ttl: Option<u8>| {
+            let probe = BurstProbe::new(1, ttl.unwrap_or(DESTINATION), Timestamp::from_nanos(0));
+            BurstProbe { rejection: Some(rejection(3, ttl)), ..probe }
+        };
+        let passed = BurstProbe::new(2, 1, Timestamp::from_nanos(0));
+        assert_eq!(nearest(&[]), None);
+        assert_eq!(nearest(std::slice::from_ref(&passed)), None);
+        let probes = [rejected(None), passed, rejected(Some(7)), rejected(Some(5)), rejected(Some(6))];
+        assert_eq!(nearest(&probes), Some(rejection(3, Some(5))));
+        assert_eq!(nearest(&probes[..2]), Some(rejection(3, None)));
     }
 
     fn rejection(last: u8, ttl: Option<u8>) -> Rejection {

@@ -61,7 +61,7 @@ pub(super) struct TtlClamp {
 /// How long no limited probes are sent on a flow whose TTLs are rewritten: they may disturb it, because a
 /// device that rewrites their TTL lets probes that should end pass on. Chosen: a day, so that one trace a day
 /// shows whether the device is gone.
-pub const CLAMPED_FOR: Duration = Duration::from_secs(24 * 3600);
+pub const CLAMPED_FOR: Duration = Duration::from_secs(86_400);
 
 /// Contradicting TTLs in a row within a trace that show a rewriting. Chosen: 2, because a TTL may have been
 /// corrupted once.
@@ -234,8 +234,24 @@ mod tests {
         clamp.expire(at + CLAMPED_FOR);
         assert!(!clamp.is_found());
         assert!(!clamp.found(at + CLAMPED_FOR), "it is still there");
-        clamp.expire(at + CLAMPED_FOR * 2);
-        clamp.trace_ended([(1, router(1))].into_iter(), true);
-        assert!(clamp.found(at + CLAMPED_FOR * 3));
+        for (index, (answers, is_reached, is_gone)) in
+            (1..).zip([(1, false, false), (0, true, false), (1, true, true)])
+        {
+            clamp.expire(at + CLAMPED_FOR * (index + 1));
+            clamp.trace_ended((1..=answers).map(|ttl| (ttl, router(ttl))), is_reached);
+            assert_eq!(clamp.found(at + CLAMPED_FOR * (index + 1)), is_gone, "{answers} {is_reached}");
+        }
+    }
+
+    #[test]
+    fn rewriting_is_named_and_has_the_router_at_which_probes_end() {
+        let lowered = |router| TtlRewriting::Lowered { router };
+        for (rewriting, name, at) in [
+            (TtlRewriting::Raised, "raised", None),
+            (lowered(None), "lowered", None),
+            (lowered(Some(router(4))), "lowered", Some(router(4))),
+        ] {
+            assert_eq!((rewriting.as_str(), rewriting.router()), (name, at));
+        }
     }
 }

@@ -126,6 +126,7 @@ mod tests {
         retries.answered(2);
         retries.trace_began();
         assert!(retries.is_reserved(2) && retries.is_reserved(4) && !retries.is_reserved(3));
+        assert_eq!(retries.next(at(4_999)), Err(at(5_000)), "not when it would have been probed again");
         assert_eq!(retries.next(at(5_000)), Ok((2, true)));
         assert_eq!(retries.next(at(5_000)), Err(at(6_000)), "once again, later");
         retries.cancel_reserved(at(5_500));

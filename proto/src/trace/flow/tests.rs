@@ -317,3 +317,40 @@ fn check_is_waited_for_if_only_one_probe_may_be_in_flight() {
     flow.reached(7, DESTINATION, [10, 0, 0, 9].into(), RTT, None, at(10));
     assert!(matches!(flow.step(at(10), at(10)), FlowStep::Send { .. }));
 }
+
+/// Probes of a trace of which these are answered by the usual routers, and the destination is.
+fn answered_probes(ttls: &[u8]) -> Vec<BurstProbe> {
+    let probe = |ttl: u8| {
+        let answer = Some(Answer::new([10, 0, 0, ttl].into(), RTT));
+        let is_reached = ttl == DESTINATION;
+        BurstProbe { answer, is_reached, ..BurstProbe::new(ttl.into(), ttl, at(0)) }
+    };
+    ttls.iter().chain(&[DESTINATION]).map(|ttl| probe(*ttl)).collect()
+}
+
+#[test]
+fn trace_of_rewritten_ttls_shows_no_hops_and_is_no_route() {
+    let mut test = TestFlow::new(&[]);
+    let mut probes = answered_probes(&[1, 2]);
+    let (reason, address) = (RejectionReason::Prohibited, [10, 0, 0, 55].into());
+    probes[1].rejection = Some(Rejection { ttl: Some(2), address, reason, rtt: RTT });
+    let record = |flow: &mut TracedFlow, probes: &[BurstProbe], routers| {
+        let trace = flow.record(Trigger::Start, at(0), at(100), probes, routers);
+        flow.establish_route(&trace);
+        let rejected_at = trace.rejection.and_then(|rejection| rejection.ttl);
+        (trace.hops.len(), trace.routers, rejected_at, flow.route().current().is_some())
+    };
+    test.flow.ttl_clamp.found(at(0));
+    assert_eq!(record(&mut test.flow, &probes, Some(2)), (0, None, None, false));
+    test.flow.ttl_clamp.expire(Timestamp::NEVER);
+    assert_eq!(record(&mut test.flow, &[], None), (0, None, None, false), "nothing has answered");
+    assert_eq!(record(&mut test.flow, &probes, Some(2)), (2, Some(2), Some(2), true));
+}
+
+#[test]
+fn hop_that_was_never_probed_is_shown_as_such() {
+    let test = TestFlow::new(&[]);
+    let trace = test.flow.record(Trigger::Start, at(0), at(100), &answered_probes(&[1, 3]), Some(3));
+    let hops: Vec<_> = trace.hops.iter().map(|hop| (hop.sent, hop.state == HopState::NotProbed)).collect();
+    assert_eq!(hops, [(1, false), (0, true), (1, false)]);
+}
