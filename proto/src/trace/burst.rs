@@ -212,11 +212,10 @@ impl Burst {
         if ttl == DESTINATION {
             return;
         }
-        if self.nearest.is_none_or(|nearest| ttl < nearest) {
-            self.nearest = Some(ttl);
-            self.to_send.retain(|queued| *queued < ttl);
-            self.stage = Stage::Hops(ttl.saturating_sub(1));
-        }
+        let nearest = self.nearest.map_or(ttl, |nearest| nearest.min(ttl));
+        self.nearest = Some(nearest);
+        self.to_send.retain(|queued| *queued < nearest);
+        self.stage = Stage::Hops(nearest.saturating_sub(1));
     }
 
     /// A router answered a probe with this TTL. Only if the destination is searched for: it is farther away.
@@ -373,6 +372,7 @@ impl Burst {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::RejectionReason;
 
     fn at(microseconds: u64) -> Timestamp {
         Timestamp::from_nanos(1_000_000_000_000 + microseconds * 1_000)
@@ -638,6 +638,85 @@ mod tests {
         let (sent, took) = search(&mut burst, 9, &[2, 3, 4, 5, 6, 7, 8]);
         assert_eq!((sent[0].0, burst.routers()), (DESTINATION, Some(9)));
         assert!((330..340).contains(&took), "RTTs, and 42.5 ms for each silent hop: {took}");
+    }
+
+    #[test]
+    fn nothing_is_probed_behind_the_nearest_ttl_that_reached_the_destination() {
+        let mut burst = searching(Some(20), PARALLEL);
+        let mut sent = ttls(&steps(&mut burst, 0, 2 * MS).0);
+        assert_eq!(sent.len(), 11);
+        // Of a probe before the trace.
+        let nearest = (6..20).find(|ttl| !sent.contains(ttl)).unwrap();
+        for ttl in [nearest + 3, nearest + 5, nearest] {
+            burst.reached(ttl);
+        }
+        let later = ttls(&steps(&mut burst, 2 * MS, 10 * MS).0);
+        assert!(later.iter().all(|ttl| *ttl < nearest), "{later:?}");
+        sent.extend(&later);
+        assert!((1..nearest).all(|ttl| sent.contains(&ttl)), "each of those before it: {sent:?}");
+    }
+
+    #[test]
+    fn router_behind_the_known_length_continues_the_search_at_once() {
+        let mut burst = searching(Some(2), PARALLEL);
+        assert_eq!(ttls(&steps(&mut burst, 0, MS).0), [1, 2, 3]);
+        burst.passed(2, at(MS));
+        assert_eq!(steps(&mut burst, MS, 2 * MS).0, [], "it is a router of the known route");
+        burst.passed(3, at(2 * MS));
+        assert_eq!(ttls(&steps(&mut burst, 2 * MS, 4 * MS).0), (4..=11).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn rejection_ends_the_hops_but_not_the_question_to_the_destination() {
+        for method in [REPORTED, PARALLEL] {
+            let mut burst = Burst::new(Trigger::Start, at(0), None, None, method, 30, 7);
+            // Of a probe that was sent before the trace.
+            burst.rejected(20);
+            assert_eq!(steps(&mut burst, 0, 0).0, [(DESTINATION, 0)]);
+            let (sent, _) = steps(&mut burst, MS, 250 * MS + 600);
+            let last = sent.last().unwrap().0;
+            assert!(last <= 20, "{sent:?}");
+            burst.rejected(last);
+            let (later, step) = steps(&mut burst, 251 * MS, 10_000 * MS);
+            assert_eq!((later, step), (vec![], BurstStep::Complete), "{method:?}");
+        }
+        let mut burst = burst(Some(6), None, 30);
+        burst.rejected(2);
+        assert_eq!(ttls(&steps(&mut burst, 0, MS).0).len(), 6);
+        burst.rejected(2);
+        assert_eq!(steps(&mut burst, MS, 2 * MS).0.len(), 1, "the number of routers is known");
+    }
+
+    #[test]
+    fn hops_are_probed_as_soon_as_the_question_to_the_destination_is_rejected() {
+        let mut burst = burst(None, None, 30);
+        assert_eq!(steps(&mut burst, 0, 10 * MS).0, [(DESTINATION, 0)]);
+        let (address, reason) = ([192, 0, 2, 4].into(), RejectionReason::Prohibited);
+        let rejection = Rejection { ttl: None, address, reason, rtt: Duration::from_millis(10) };
+        burst.probes_mut().for_each(|probe| probe.rejection = Some(rejection));
+        burst.rejected(DESTINATION);
+        let (sent, _) = steps(&mut burst, 10 * MS, 20 * MS);
+        assert_eq!(ttls(&sent), (1..=8).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn wave_is_not_sent_beyond_a_ttl_that_was_rejected() {
+        let mut burst = burst(None, None, 30);
+        steps(&mut burst, 0, 250 * MS + 200);
+        burst.rejected(6);
+        let (sent, step) = steps(&mut burst, 251 * MS, 10_000 * MS);
+        assert_eq!((ttls(&sent), step), (vec![4, 5], BurstStep::Complete));
+    }
+
+    #[test]
+    fn skipped_hops_are_not_probed_and_the_destination_is() {
+        let mut skipped = burst(Some(6), None, 30);
+        skipped.skip_hops();
+        assert_eq!(steps(&mut skipped, 0, MS).0, [(DESTINATION, 0)]);
+        let mut skipped = burst(Some(6), None, 30);
+        steps(&mut skipped, 0, 600);
+        skipped.skip_hops();
+        assert_eq!(steps(&mut skipped, MS, 2 * MS).0, []);
     }
 
     #[test]

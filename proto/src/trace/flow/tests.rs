@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::trace::{Answer, HopRouter, HopState, Rejection, RejectionReason};
+use crate::trace::{Answer, CLAMPED_FOR, HopRouter, HopState, Rejection, RejectionReason};
 
 fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
@@ -353,4 +353,62 @@ fn hop_that_was_never_probed_is_shown_as_such() {
     let trace = test.flow.record(Trigger::Start, at(0), at(100), &answered_probes(&[1, 3]), Some(3));
     let hops: Vec<_> = trace.hops.iter().map(|hop| (hop.sent, hop.state == HopState::NotProbed)).collect();
     assert_eq!(hops, [(1, false), (0, true), (1, false)]);
+}
+
+#[test]
+fn rewriting_that_is_still_there_a_day_later_is_not_reported_again() {
+    let mut flow = TestFlow::new(&[]).flow;
+    let mut reports = |is_rewritten: bool, days: u32| {
+        let now = at(0) + CLAMPED_FOR * days;
+        flow.ttl_clamp.expire(now);
+        flow.ttl_clamp.trace_began();
+        let mut probes = answered_probes(&[1, 2, 3]);
+        if is_rewritten {
+            probes[2].answer = Some(Answer::new([10, 0, 0, 2].into(), RTT));
+            probes[3].answer = None;
+            flow.unlimited_ended([10, 0, 0, 2].into());
+        }
+        flow.examine(&probes, now);
+        std::mem::take(&mut flow.reports).len()
+    };
+    assert_eq!([reports(false, 0), reports(true, 0), reports(true, 1), reports(true, 2)], [0, 1, 0, 0]);
+    assert_eq!([reports(false, 3), reports(true, 3)], [0, 1], "it was gone");
+}
+
+/// A flow whose destination has answered, and was missed by two traces that began after 1 s and 12 s.
+fn missed_destination(direction: Direction) -> TracedFlow {
+    let (protocol, interval) = (ProbeProtocol::Udp, Duration::from_secs(30));
+    let mut flow = TracedFlow::new(0, direction, protocol, 30, interval, 1, at(0));
+    let (sent_ttl, arrived_ttl) = (DESTINATION, None);
+    let reply = DestinationReply { sequence: 0, sent_ttl, arrived_ttl, sent_at: at(0), at: at(10) };
+    flow.destination_answered(reply);
+    for began in [1_000, 12_000] {
+        let mut probes = answered_probes(&[1, 2]);
+        for (probe, after) in probes.iter_mut().zip([0, 100, 200]) {
+            probe.sent_at = at(began + after);
+            probe.answer.take_if(|_| after > 0);
+        }
+        let trace = flow.record(Trigger::Start, at(began), at(began + 500), &probes, Some(2));
+        flow.trace_ended(&trace, &probes, at(began + 500));
+    }
+    flow
+}
+
+#[test]
+fn only_probes_to_the_destination_show_that_it_does_not_answer() {
+    let mut flow = missed_destination(Direction::Forward);
+    assert_eq!(flow.reachability.missed_since(), Some(at(1_200)), "the first one that was not answered");
+    (1..=40).for_each(|sequence| flow.probe_expired(sequence, 2));
+    (41..=60).for_each(|sequence| flow.probe_expired(sequence, DESTINATION));
+    assert_eq!(flow.reports, []);
+    flow.probe_expired(61, DESTINATION);
+    assert!(matches!(flow.reports.make_contiguous(), [TraceReport::Reachability(_)]), "{:?}", flow.reports);
+}
+
+#[test]
+fn way_back_does_not_show_whether_the_destination_answers() {
+    let mut flow = missed_destination(Direction::Reverse);
+    assert_eq!(flow.reachability.missed_since(), None);
+    (1..=40).for_each(|sequence| flow.probe_expired(sequence, DESTINATION));
+    assert_eq!(flow.reports, []);
 }

@@ -12,6 +12,8 @@ use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send
 use crate::probe_budget::{Expected, ProbeLimits, TokenRate};
 use crate::schedule::mix;
 use crate::time::{WallOffset, WallTime};
+use crate::wire::NtpTime;
+use crate::wire::icmp::{IcmpEcho, IcmpVersion};
 
 const TO: ([u8; 4], u16) = ([192, 0, 2, 2], 443);
 
@@ -610,6 +612,39 @@ fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
         let unmatched =
             world.reports.iter().filter(|report| matches!(report, TraceReport::Unmatched)).count();
         assert_eq!((unmatched, world.traces().len()), (10, before), "{protocol:?}");
+    }
+}
+
+/// Other processes of the host may measure the same target, over ICMP without ports that tell them apart.
+#[test]
+fn echo_reply_is_owned_if_session_and_time_are_those_of_the_probe() {
+    let mut world = World::new(ProbeProtocol::Icmp, 3, |_, _, _| Fate::Unanswered);
+    let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
+    let wall = WallOffset::between(Timestamp::from_nanos(0), epoch);
+    let (now, mut request) = (Now { at: at(0), drained: at(0), wall }, Vec::new());
+    let step = world.tracer.step(now, &mut HostDrops::default(), &mut request);
+    assert!(matches!(step, Step::Send(_)));
+    let version = IcmpVersion::of(TO.0.into());
+    let sent = IcmpEcho::decode_request(&request, version).unwrap();
+    for (echo, is_owned) in [
+        (sent, true),
+        (IcmpEcho { session: !sent.session, ..sent }, false),
+        (IcmpEcho { timestamp: NtpTime(sent.timestamp.0 + 1), ..sent }, false),
+    ] {
+        let mut reply = Vec::new();
+        echo.encode(version, IcmpEcho::BYTES, &mut reply);
+        reply[0] = 0;
+        let arrival = Arrival {
+            at: at(10),
+            by: TimestampSource::Kernel,
+            from: TO.into(),
+            to: None,
+            flow: 0,
+            ttl: Some(60),
+            tos: None,
+            icmp: None,
+        };
+        assert_eq!(world.tracer.owns(&reply, &arrival), is_owned, "{echo:?}");
     }
 }
 
