@@ -295,6 +295,50 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_routers_are_asked_at_a_rate_of_their_own() {
+        let mut budget = ProbeBudget::new(ProbeLimits::default());
+        let router = Expected::Router([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9].into());
+        let reserved = (0..7).map(|_| budget.reserve(router, at(0)).0);
+        assert!(reserved.eq([0, 0, 0, 0, 0, 125, 250].map(at)));
+    }
+
+    #[test]
+    fn other_agents_wait_in_the_same_queue_but_not_beyond_the_horizon() {
+        let limits = ProbeLimits { others: TokenRate::UNLIMITED, ..ProbeLimits::default() };
+        let mut budget = ProbeBudget::new(limits);
+        let router = Expected::Router(ROUTER);
+        // Five at once, and one per 1.25 s up to 25 s.
+        for index in 0..25_u64 {
+            let turn = at(index.saturating_sub(4) * 1_250);
+            assert_eq!(budget.reserve_for_other(router, at(0)), Ok(turn));
+        }
+        let later = at(26_250);
+        assert_eq!([(); 2].map(|()| budget.reserve_for_other(router, at(0))), [Err(later); 2]);
+        assert_eq!(budget.reserve(router, at(0)).0, later, "the refused took no turn");
+    }
+
+    #[test]
+    fn other_agents_are_limited_over_all_routers() {
+        let others = TokenRate { spacing: Duration::from_secs(10), burst: 2 };
+        let mut budget = ProbeBudget::new(ProbeLimits { others, ..ProbeLimits::default() });
+        let expected = |last: u8| Expected::Router([192, 0, 2, last].into());
+        let reserved = [1, 2, 3, 4, 5].map(|last| budget.reserve_for_other(expected(last), at(0)));
+        assert_eq!(reserved, [Ok(at(0)), Ok(at(0)), Ok(at(10_000)), Ok(at(20_000)), Err(at(30_000))]);
+        assert_eq!(budget.reserve(expected(1), at(0)), (at(0), None), "own probes do not wait for them");
+    }
+
+    #[test]
+    fn router_is_known_once_it_has_answered() {
+        let none = TokenRate::UNLIMITED;
+        let limits = ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none };
+        let mut budget = ProbeBudget::new(limits);
+        assert_eq!(budget.reserve_for_other(Expected::Router(ROUTER), at(0)), Ok(at(0)));
+        assert!(!budget.knows(ROUTER));
+        budget.answered(3, ROUTER);
+        assert!(budget.knows(ROUTER) && !budget.knows([192, 0, 2, 10].into()));
+    }
+
+    #[test]
     fn changed_limits_apply_to_the_next_probes() {
         let mut budget = ProbeBudget::new(ProbeLimits::default());
         let reserve = |budget: &mut ProbeBudget| budget.reserve(Expected::Router(ROUTER), at(0)).0;
@@ -351,6 +395,8 @@ mod tests {
         budget.reserve(expected(0), at(0));
         budget.reserve(expected(count), at(1_249));
         assert_eq!(budget.routers.len(), ProbeBudget::ROUTERS, "none is full: this one has no bucket");
+        budget.answered(9, ROUTER);
+        assert!(!budget.knows(ROUTER), "nor has one that has answered");
         budget.reserve(expected(count), at(1_250));
         assert_eq!(budget.routers.len(), 1);
     }

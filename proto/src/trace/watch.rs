@@ -142,7 +142,7 @@ impl EchoWatch {
         let (ratio, losses) = if was_lossy { (LOSS_RATIO_OVER, 1) } else { (LOSS_RATIO, LOSSES_MIN) };
         let (own_lost, own_decided) = (u64::from(echoes.lost), u64::from(echoes.decided));
         // The shares that were lost, both multiplied by the numbers of echoes.
-        let is_worse = decided > 0 && own_lost * decided > ratio * lost * own_decided;
+        let is_worse = own_lost * decided > ratio * lost * own_decided;
         let is_lossy = echoes.lost >= losses && is_worse && own_lost * 100 >= own_decided;
         self.flows[index].is_lossy = is_lossy;
         let clean = (0..).zip(&self.flows).filter(|(_, watch)| !watch.is_lossy).map(|(flow, _)| flow);
@@ -323,6 +323,78 @@ mod tests {
         let less = |flow: u8, tick: u64| tick % if flow == 3 { 10 } else { 43 } == 9;
         assert_eq!(lossy_flows(300, less), [], "not five times as much");
         assert_eq!(lossy_flows(300, |flow, tick| flow == 3 && tick % 101 == 9), [], "less than 1 %");
+    }
+
+    #[test]
+    fn flow_is_compared_with_others_only() {
+        let mut watch = EchoWatch::default();
+        let found: Vec<Finding> = (0..100).flat_map(|_| findings(&mut watch, &lost())).collect();
+        assert_eq!(found, [Finding::Trigger { flow: Some(0), trigger: Trigger::Loss }]);
+    }
+
+    #[test]
+    fn echoes_of_a_flow_are_summed_and_those_of_no_flow_are_none() {
+        let mut watch = EchoWatch::default();
+        let at = |seconds: u64| Timestamp::from_nanos(1_000_000_000 * (1_000 + seconds));
+        let rtt = Duration::from_millis(5);
+        for second in 0..10 {
+            watch.record(&answered(rtt, None), at(second));
+            watch.record(&lost(), at(second));
+        }
+        let expected = EchoSummary { decided: 10, lost: 5, rtt: Some(rtt) };
+        assert_eq!(watch.echoes(0, at(5), at(10)), expected);
+        assert_eq!(watch.echoes(1, at(5), at(10)), EchoSummary::default());
+    }
+
+    #[test]
+    fn requested_trace_is_one_of_all_flows() {
+        let mut watch = EchoWatch::default();
+        watch.trigger(Trigger::Mtu);
+        assert_eq!(watch.take(), Some(Finding::Trigger { flow: None, trigger: Trigger::Mtu }));
+        assert_eq!(watch.take(), None);
+    }
+
+    /// The samples, by their number, with which the level shifts; RTTs in microseconds.
+    fn shifts(rtts: impl IntoIterator<Item = u64>) -> Vec<usize> {
+        let mut level = RttLevel::default();
+        let found = (1..)
+            .zip(rtts)
+            .filter_map(|(number, rtt)| level.add(Duration::from_micros(rtt)).then_some(number));
+        found.collect()
+    }
+
+    #[test]
+    fn level_is_compared_every_fifth_sample_from_the_twentieth_on() {
+        for before in 1..120 {
+            let samples = std::iter::repeat_n(20_000, before).chain([30_000; 30]);
+            // Three of the latest five samples, and less than half of those before.
+            let found = (before + 3).next_multiple_of(5).max(20);
+            let expected = if before > 7 { vec![found] } else { vec![] };
+            assert_eq!(shifts(samples), expected, "after {before} samples");
+        }
+    }
+
+    #[test]
+    fn shift_is_more_than_a_twentieth_and_more_than_a_millisecond() {
+        for (from, to, is_shift) in [
+            (40_000, 42_000, false),
+            (40_000, 42_001, true),
+            (40_000, 37_999, true),
+            (5_000, 6_000, false),
+            (5_000, 6_001, true),
+        ] {
+            let samples = [from; 50].into_iter().chain([to; 20]);
+            assert_eq!(shifts(samples).len(), usize::from(is_shift), "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn deviation_is_that_of_the_latest_45_samples() {
+        let noise = [21_000, 5_000, 35_000, 12_000, 28_000].repeat(60);
+        for (calm, is_shift) in [(15, false), (25, true)] {
+            let samples = noise.iter().copied().chain(std::iter::repeat_n(20_000, calm));
+            assert_eq!(shifts(samples.chain([24_000; 5])).len(), usize::from(is_shift), "{calm}");
+        }
     }
 
     #[test]
