@@ -454,7 +454,6 @@ impl TracedFlow {
         self.routers = None;
         self.route.forget_length();
         self.retries.clear();
-        self.confirmations.clear();
         self.rounds.clear();
         if let Some(burst) = &mut self.burst {
             burst.skip_hops();

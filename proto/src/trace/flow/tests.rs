@@ -1,5 +1,6 @@
 //! Tests of one flow: when its probes are due, and what its traces show.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::*;
@@ -411,4 +412,82 @@ fn way_back_does_not_show_whether_the_destination_answers() {
     assert_eq!(flow.reachability.missed_since(), None);
     (1..=40).for_each(|sequence| flow.probe_expired(sequence, DESTINATION));
     assert_eq!(flow.reports, []);
+}
+
+#[test]
+fn hops_are_probed_in_another_order_in_each_trace() {
+    for seed in 0..4 {
+        let (protocol, interval) = (ProbeProtocol::Udp, Duration::from_secs(30));
+        let mut test = TestFlow::new(&[]);
+        test.flow = TracedFlow::new(0, Direction::Forward, protocol, 30, interval, seed, at(0));
+        test.flow.learn_destination(12, RTT);
+        test.routers = 12;
+        let mut orders = HashSet::new();
+        for request in 0..8 {
+            test.flow.trigger(Trigger::Request);
+            let sent = test.run(request * 1_000, request * 1_000 + 100);
+            orders.insert(sent.into_iter().map(|(ttl, _)| ttl).collect::<Vec<u8>>());
+        }
+        assert_eq!(orders.len(), 8, "seed {seed}: {orders:?}");
+    }
+}
+
+#[test]
+fn round_that_shows_the_first_route_has_it() {
+    let mut test = TestFlow::new(&(1..=DESTINATION).collect::<Vec<u8>>());
+    test.run(0, 5_000);
+    assert_eq!(test.flow.route().current(), None, "nothing has answered");
+    test.silent.clear();
+    // By a reply to an echo.
+    test.flow.observe_routers(3, at(5_000));
+    test.run(5_000, 70_000);
+    let first = test.traces.iter().find(|trace| trace.rtt.is_some()).expect("the destination answers");
+    assert!(!first.is_burst);
+    assert_eq!(first.route, test.flow.route().current().map(|route| route.id));
+    assert!(first.route.is_some());
+}
+
+#[test]
+fn destination_behind_no_router_is_traced_in_each_interval() {
+    let mut test = TestFlow::new(&[]);
+    test.routers = 0;
+    let sent = test.run(0, 65_000);
+    assert_eq!(sent.iter().map(|(ttl, _)| *ttl).collect::<Vec<u8>>(), [DESTINATION; 3]);
+    assert_eq!(triggers(&test), [Trigger::Start, Trigger::Interval, Trigger::Interval]);
+}
+
+#[test]
+fn answers_are_waited_for_from_the_time_at_which_probes_left() {
+    let mut test = TestFlow::new(&[1, DESTINATION]);
+    test.flow.learn_destination(1, RTT);
+    assert_eq!(test.run(0, 1).len(), 2);
+    (0..2).for_each(|sequence| test.flow.sent(sequence, at(30)));
+    let until = at(30) + test.flow.answer_timeout();
+    assert_eq!(test.flow.step(at(50), at(50)), FlowStep::Wait(until));
+    assert!(matches!(test.flow.step(until, until), FlowStep::Traced(_)));
+}
+
+#[test]
+fn probe_that_did_not_leave_is_not_in_flight_any_more() {
+    let (protocol, interval) = (ProbeProtocol::Tcp, Duration::from_secs(30));
+    let mut flow = TracedFlow::new(0, Direction::Forward, protocol, 30, interval, 1, at(0));
+    flow.queued(7, DESTINATION, at(0));
+    flow.not_sent(6);
+    assert!(matches!(flow.step(at(1), at(1)), FlowStep::Wait(_)));
+    flow.not_sent(7);
+    assert!(matches!(flow.step(at(1), at(1)), FlowStep::Send { .. }));
+}
+
+#[test]
+fn no_limited_probe_is_sent_where_ttls_are_rewritten() {
+    let mut test = TestFlow::new(&[2]);
+    test.run(0, 100);
+    test.flow.trigger(Trigger::Request);
+    assert!(test.run(100, 100).len() < 4, "it has hops left to probe");
+    test.flow.ttl_clamp.found(at(100));
+    test.flow.stop_limited_probes();
+    let sent = test.run(100, 100_000);
+    assert!(sent.len() == 3 && sent.iter().all(|(ttl, _)| *ttl == DESTINATION), "{sent:?}");
+    let trace = test.traces.last().unwrap();
+    assert_eq!((trace.routers, trace.rtt), (None, Some(RTT)));
 }
