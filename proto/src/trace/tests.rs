@@ -161,6 +161,111 @@ fn ttl_of_a_probe_to_the_destination_ends_only_in_a_loop_which_is_no_answer() {
     assert_eq!(route.hops.len(), 2);
 }
 
+#[test]
+fn router_that_ends_limited_and_unlimited_probes_shows_lowered_ttls() {
+    for is_answered in [false, true] {
+        let mut test = TestTracer::new(spec());
+        let sent = test.sent_until(at(0), at(0));
+        if is_answered {
+            let reply = test.reply(&sent[0].1, at(5));
+            test.tracer.received(&reply, &arrival(at(10)));
+        }
+        test.tracer.received(&sent[0].1, &expired([10, 0, 0, 2], at(11)));
+        for (send, bytes) in test.sent_until(at(11), at(400)) {
+            test.tracer.received(&bytes, &expired([10, 0, 0, send.ttl.min(2)], at(400)));
+        }
+        test.sent_until(at(400), at(1_400));
+        let reports = test.take(Direction::Forward);
+        let is_clamped = reports.iter().any(|report| matches!(report, TraceReport::TtlClamped { .. }));
+        assert_eq!(is_clamped, !is_answered, "a second answer is no evidence: {reports:?}");
+    }
+}
+
+#[test]
+fn extensions_are_left_out_for_ten_minutes_if_only_requests_without_them_are_answered() {
+    let mut test = TestTracer::new(TraceSpec { quirks: Some(Quirks::default()), hops_max: 1, ..spec() });
+    let mut extended = Vec::new();
+    for second in (0..1_300).step_by(20) {
+        let time = at(second * 1_000);
+        test.tracer.trigger(None, Trigger::Request);
+        let sent = test.sent_until(time, time);
+        let (_, request) = sent.iter().find(|(send, _)| send.ttl == DESTINATION).expect("it is asked first");
+        if request.len() > Mode::Open.base_bytes() {
+            extended.push(second);
+        } else {
+            let reply = test.reply(request, time);
+            test.tracer.received(&reply, &arrival(time + Duration::from_millis(1)));
+        }
+        test.sent_until(time + Duration::from_millis(1), time + Duration::from_secs(15));
+    }
+    assert_eq!(extended, [0, 640, 1_280], "each time two traces, the second after ten seconds");
+}
+
+/// A responder that does not know the TTL on arrival writes 0.
+#[test]
+fn ttl_on_arrival_shows_rewriting_if_it_is_known() {
+    for (unlimited, limited, is_found) in [(0, 0, false), (250, 2, false), (250, 60, true), (250, 0, false)] {
+        let mut test = TestTracer::new(spec());
+        let mut sent = test.sent_until(at(0), at(0));
+        for time in [10, 270, 310] {
+            for (send, request) in sent {
+                let mut reply = test.reply(&request, at(time));
+                let sender_ttl = if send.ttl == DESTINATION { unlimited } else { limited };
+                let known = Reply { sender_ttl, ..Reply::decode(&reply, Mode::Open).unwrap() };
+                known.write(Mode::Open, &mut reply);
+                if send.ttl > 2 {
+                    test.tracer.received(&reply, &arrival(at(time)));
+                } else {
+                    test.tracer.received(&request, &expired([10, 0, 0, send.ttl], at(time)));
+                }
+            }
+            sent = test.sent_until(at(time), at(time + 255));
+        }
+        let reports = test.take(Direction::Forward);
+        let clamped = reports.iter().filter(|report| matches!(report, TraceReport::TtlClamped { .. }));
+        assert_eq!(clamped.count(), usize::from(is_found), "{unlimited} {limited}: {reports:?}");
+        let traced = reports.iter().find_map(|report| {
+            let TraceReport::Traced(trace) = report else { return None };
+            Some(trace)
+        });
+        let routers = traced.expect("all was answered").routers;
+        assert_eq!(routers.is_some(), unlimited > 0, "{unlimited} {limited}: {routers:?}");
+    }
+}
+
+#[test]
+fn rejection_by_the_destination_is_no_answer_of_it() {
+    let mut test = TestTracer::new(spec());
+    let sent = test.sent_until(at(0), at(251));
+    let [(_, unlimited), (_, limited), ..] = &sent[..] else { panic!("{sent:?}") };
+    test.take(Direction::Forward);
+    let icmp = Some(IcmpError {
+        router: RESPONDER.0.into(),
+        kind: IcmpKind::PortUnreachable,
+        code: 3,
+        mtu: None,
+        extensions_at: None,
+    });
+    for probe in [unlimited, limited] {
+        test.tracer.received(probe, &Arrival { icmp, ..arrival(at(260)) });
+    }
+    test.sent_until(at(260), at(260));
+    let rejected = |ttl, milliseconds| TraceReport::Rejected {
+        flow: 0,
+        rejection: Rejection {
+            ttl,
+            address: RESPONDER.0.into(),
+            reason: RejectionReason::PortUnreachable,
+            rtt: Duration::from_millis(milliseconds),
+        },
+    };
+    let reports = test.take(Direction::Forward);
+    assert_eq!(answered(&reports), []);
+    let found: Vec<_> =
+        reports.into_iter().filter(|report| matches!(report, TraceReport::Rejected { .. })).collect();
+    assert_eq!(found, [rejected(None, 260), rejected(Some(1), 10)]);
+}
+
 /// Sends a trace of the way back to a responder five routers away, up to `until`; returns its probes in the
 /// order of their TTLs, and the requests that fetch answers.
 fn reverse_probes(test: &mut TestTracer, until: Timestamp) -> Vec<(u8, Send, Vec<u8>)> {
@@ -231,6 +336,49 @@ fn answer_on_the_way_back_that_took_longer_than_the_wait_for_it_is_ignored() {
     assert_eq!(answered(&test.take(Direction::Reverse)), [1, DESTINATION]);
 }
 
+#[test]
+fn probe_of_the_way_back_is_unanswered_only_if_its_reply_was_sent() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    let reply = changed_reply(&mut test, &probes[5].2.clone(), at(25), |reverse| {
+        reverse.outcomes = [(1, ReplyFate::Unanswered), (2, ReplyFate::Unknown), (3, ReplyFate::Wanted)]
+            .map(|(index, fate)| Some(ReverseOutcome { sequence: sequence(&probes[index].1), fate }));
+    });
+    test.tracer.received(&reply, &arrival(at(30)));
+    test.sent_until(at(30), at(30));
+    test.take(Direction::Reverse);
+    test.sent_until(at(30), at(5_030));
+    let (mut unanswered, mut withdrawn) = (Vec::new(), 0);
+    for report in test.take(Direction::Reverse) {
+        if let TraceReport::Unanswered { ttl } = report {
+            unanswered.push(ttl);
+        }
+        withdrawn += usize::from(report == TraceReport::Withdrawn);
+    }
+    unanswered.sort_unstable();
+    assert_eq!((unanswered, withdrawn), (vec![1, DESTINATION], 3), "2, 3 and 4 may have been lost before");
+}
+
+#[test]
+fn responder_tells_nothing_about_probes_of_the_way_there() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let sent = test.sent_until(at(0), at(0));
+    let reply = test.reply(&sent[0].1, at(5));
+    test.tracer.received(&reply, &arrival(at(10)));
+    let sent = test.sent_until(at(10), at(20));
+    test.take(Direction::Forward);
+    let there: Vec<&Send> =
+        sent.iter().map(|(send, _)| send).filter(|send| send.ttl != DESTINATION).collect();
+    let (_, request) = sent.iter().find(|(send, _)| send.ttl == DESTINATION).unwrap();
+    let reply = changed_reply(&mut test, request, at(25), |reverse| {
+        let fate = ReplyFate::Answered { router: [10, 0, 1, 1].into(), rtt: Duration::from_millis(1) };
+        reverse.outcomes[0] = Some(ReverseOutcome { sequence: sequence(there[0]), fate });
+    });
+    test.tracer.received(&reply, &arrival(at(30)));
+    test.sent_until(at(30), at(30));
+    assert_eq!(test.take(Direction::Forward), []);
+}
+
 /// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely. Returns its probes in the
 /// order of their TTLs.
 fn first_trace(test: &mut TestTracer) -> Vec<(Send, Vec<u8>)> {
@@ -249,6 +397,25 @@ fn first_trace(test: &mut TestTracer) -> Vec<(Send, Vec<u8>)> {
     test.sent_until(at(15), at(15));
     assert_eq!(answered(&test.take(Direction::Forward)), [DESTINATION, 1, 2]);
     probes
+}
+
+#[test]
+fn number_of_routers_that_echoes_passed_is_an_observation_of_the_route() {
+    let mut test = TestTracer::new(spec());
+    first_trace(&mut test);
+    for observation in 1..=CONFIRMATIONS {
+        let finding = Finding::Routers { flow: 0, direction: Direction::Forward, routers: 3 };
+        test.tracer.observe(finding, at(20));
+        test.sent_until(at(20), at(20));
+        let reports = test.take(Direction::Forward);
+        let is_changed = reports.iter().any(|report| matches!(report, TraceReport::Route { .. }));
+        assert_eq!(is_changed, observation == CONFIRMATIONS, "{observation}: {reports:?}");
+    }
+    // Of the way back no reply has shown that it can be traced.
+    let finding = Finding::Routers { flow: 0, direction: Direction::Reverse, routers: 3 };
+    test.tracer.observe(finding, at(20));
+    test.sent_until(at(20), at(20));
+    assert_eq!(test.take(Direction::Reverse), []);
 }
 
 #[test]
@@ -304,7 +471,10 @@ fn second_answer_to_a_probe_is_ignored() {
     let probes = first_trace(&mut test);
     let reply = test.reply(&probes[2].1, at(5));
     test.tracer.received(&reply, &arrival(at(20)));
-    test.tracer.received(&probes[0].1, &expired([10, 0, 0, 9], at(20)));
+    let error = expired([10, 0, 0, 9], at(20));
+    test.tracer.received(&probes[0].1, &error);
+    let icmp = error.icmp.map(|icmp| IcmpError { kind: IcmpKind::Prohibited, ..icmp });
+    test.tracer.received(&probes[1].1, &Arrival { icmp, ..error });
     test.sent_until(at(20), at(20));
     assert_eq!(test.take(Direction::Forward), []);
     let route = test.tracer.routes(Direction::Forward).next().unwrap().unwrap();
@@ -368,6 +538,32 @@ fn error_without_a_quotation_answers_the_only_probe_that_waits_for_its_router() 
     test.tracer.received(&[], &expired([10, 0, 0, 2], at(601)));
     test.sent_until(at(601), at(601));
     assert!(answered(&test.take(Direction::Forward)).is_empty(), "two probes wait for this router");
+}
+
+#[test]
+fn error_without_a_quotation_answers_the_probe_of_its_own_flow_although_others_wait_too() {
+    let mut test = TestTracer::new(TraceSpec { ssids: vec![7, 8], ..spec() });
+    for (send, request) in test.sent_until(at(0), at(0)) {
+        let mut reply = test.reply(&request, at(5));
+        let passes_two = Reply { sender_ttl: 253, ..Reply::decode(&reply, Mode::Open).unwrap() };
+        passes_two.write(Mode::Open, &mut reply);
+        test.tracer.received(&reply, &Arrival { flow: send.flow, ..arrival(at(10)) });
+    }
+    for (send, bytes) in test.sent_until(at(10), at(12)) {
+        let error = expired([10, 0, 0, send.ttl], at(15));
+        test.tracer.received(&bytes, &Arrival { flow: send.flow, ..error });
+    }
+    test.sent_until(at(15), at(15));
+    test.tracer.trigger(None, Trigger::Request);
+    assert_eq!(test.sent_until(at(30), at(31)).len(), 6);
+    for flow in [1, 0] {
+        test.take(Direction::Forward);
+        test.tracer.received(&[], &Arrival { flow, ..expired([10, 0, 0, 2], at(31)) });
+        test.sent_until(at(31), at(31));
+        let reports = test.take(Direction::Forward);
+        let [TraceReport::Answered { flow: of, ttl: 2, .. }] = reports[..] else { panic!("{reports:?}") };
+        assert_eq!(of, flow);
+    }
 }
 
 #[test]
@@ -592,7 +788,11 @@ fn answers_on_the_way_back_are_fetched_until_all_are_known() {
     let sent = test.sent_until(at(52), at(90));
     let fetched = fetches(&sent);
     assert_eq!(fetched.len(), 2, "for five answers");
+    let mut asked = Vec::new();
     for (fetch, ttls) in fetched.into_iter().zip([1..=3, 4..=4]) {
+        let found = tlv::walk(&fetch.1, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
+        let outcomes = ReverseTrace::read(found.value(&fetch.1)).unwrap().outcomes;
+        asked.extend(outcomes.into_iter().flatten());
         let reply = changed_reply(&mut test, &fetch.1, at(92), |reverse| {
             for (slot, ttl) in reverse.outcomes.iter_mut().zip(ttls) {
                 let (sequence, rtt) = (sequence(&probes[ttl].1), Duration::from_millis(3));
@@ -604,6 +804,10 @@ fn answers_on_the_way_back_are_fetched_until_all_are_known() {
         });
         test.tracer.received(&reply, &arrival(at(95)));
     }
+    let mut waiting: Vec<u32> = probes[1..].iter().map(|(_, send, _)| sequence(send)).collect();
+    waiting.sort_unstable();
+    let wanted = |sequence| ReverseOutcome { sequence, fate: ReplyFate::Wanted };
+    assert_eq!(asked, waiting.into_iter().map(wanted).collect::<Vec<_>>(), "each of them once");
     let sent = test.sent_until(at(95), at(400));
     assert_eq!(fetches(&sent).len(), 1, "for the last answer");
 }

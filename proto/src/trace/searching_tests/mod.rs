@@ -615,6 +615,22 @@ fn answers_that_belong_to_no_probe_are_counted_and_ignored() {
     }
 }
 
+/// Echo replies do not tell how many routers the request has passed: the number is a guess from their TTL.
+#[test]
+fn number_of_routers_that_echoes_suggest_is_ignored() {
+    for protocol in PROTOCOLS {
+        let mut world = World::new(protocol, 3, |ttl, _, _| route(ttl, 5));
+        world.run_until(at(1_000));
+        for _ in 0..40 {
+            let finding = Finding::Routers { flow: 0, direction: Direction::Forward, routers: 9 };
+            world.tracer.observe(finding, world.time);
+        }
+        world.run_until(at(60_000));
+        assert_eq!(world.updates(), Vec::<&RouteUpdate>::new(), "{protocol:?}");
+        assert!(world.traces().iter().all(|trace| trace.routers == Some(5) && trace.hops.len() == 5));
+    }
+}
+
 /// Other processes of the host may measure the same target, over ICMP without ports that tell them apart.
 #[test]
 fn echo_reply_is_owned_if_session_and_time_are_those_of_the_probe() {

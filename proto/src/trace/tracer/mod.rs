@@ -317,7 +317,7 @@ impl Tracer {
                     }
                 }
                 FlowStep::Traced(trace) => {
-                    if direction == Direction::Forward && self.spec.protocol == ProbeProtocol::Udp {
+                    if direction == Direction::Forward {
                         self.detect_support(trace.rtt.is_some(), now.at);
                     }
                     return Step::Report(DirectedReport { direction, report: TraceReport::Traced(trace) });
