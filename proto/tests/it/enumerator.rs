@@ -47,6 +47,8 @@ struct World {
     /// The send errors of this host, as a share of the probes.
     refused: f64,
     counts: Counts,
+    /// What arrived that the enumerator does not own.
+    foreign: usize,
     enumerated: Option<Enumerated>,
 }
 
@@ -76,6 +78,7 @@ impl World {
             at: 0,
             refused: 0.0,
             counts: Counts::default(),
+            foreign: 0,
             enumerated: None,
         }
     }
@@ -180,8 +183,14 @@ impl World {
         }
     }
 
-    /// Every probe that left is decided once, or in flight.
+    fn receive(&mut self, bytes: &[u8], arrival: &Arrival) {
+        self.foreign += usize::from(!self.enumerator.owns(bytes, arrival));
+        self.enumerator.received(bytes, arrival);
+    }
+
+    /// Every probe that left is decided once, or in flight, and nothing that is owned belongs to no probe.
     fn check_balance(&self) {
+        assert_eq!(self.counts.unmatched, self.foreign);
         let Counts { sent, answered, unanswered, withdrawn, .. } = self.counts;
         assert_eq!(
             sent,
@@ -205,8 +214,7 @@ impl World {
             while let Some(first) = self.arrivals.first_entry().filter(|entry| entry.key().0 <= self.at) {
                 let (arrival, bytes) = first.remove();
                 let arrival = Arrival { at: self.timestamp(), ..arrival };
-                let _ = self.enumerator.owns(&bytes, &arrival);
-                self.enumerator.received(&bytes, &arrival);
+                self.receive(&bytes, &arrival);
             }
         }
     }
@@ -374,6 +382,72 @@ fn unreachable_destination_and_refused_probes_end_the_enumeration() {
     assert_eq!((counts.sent, counts.send_errors), (0, Enumeration::NOT_SENT_MAX as usize));
 }
 
+/// The first probe of an enumerator, and the world that it asks.
+fn first_probe(spec: TraceSpec) -> (World, Send, Vec<u8>) {
+    let (mut world, mut bytes) = (World::new(spec, network(&[1, 1])), Vec::new());
+    let Step::Send(send) = world.enumerator.step(world.now(), &mut HostDrops::default(), &mut bytes) else {
+        panic!("it begins at once")
+    };
+    world.enumerator.sent(send.id, world.timestamp(), TimestampSource::Kernel);
+    (world, send, bytes)
+}
+
+#[test]
+fn rejection_that_quotes_a_probe_is_owned_but_is_no_answer() {
+    let (mut world, send, bytes) = first_probe(spec(2, 96, unlimited()));
+    let other_number = [bytes[0], bytes[1], bytes[2], !bytes[3]];
+    let mut answered = 0;
+    for (kind, quoted, is_owned) in [
+        (IcmpKind::Prohibited, &bytes[..], true),
+        (IcmpKind::Prohibited, &bytes[..4], true),
+        (IcmpKind::Prohibited, &bytes[..3], false),
+        (IcmpKind::PortUnreachable, &[], false),
+        (IcmpKind::TtlExceeded, &other_number, false),
+        (IcmpKind::TtlExceeded, &bytes[..4], true),
+        (IcmpKind::TtlExceeded, &bytes, true),
+    ] {
+        let router = [10, 0, 0, 0].into();
+        let icmp = Some(IcmpError { router, kind, code: 0, mtu: None, extensions_at: None });
+        let arrival = world.arrival(send.flow, icmp);
+        assert_eq!(world.enumerator.owns(quoted, &arrival), is_owned, "{kind:?} {}", quoted.len());
+        world.receive(quoted, &arrival);
+        // The first one; the second is ignored.
+        answered |= usize::from(is_owned && kind == IcmpKind::TtlExceeded);
+        assert_eq!(world.enumerator.in_flight(), 1 - answered, "{kind:?} {}", quoted.len());
+    }
+    let (_, counts) = world.run();
+    assert_eq!(counts.unmatched, 3);
+}
+
+#[test]
+fn error_that_quotes_too_little_answers_the_only_probe_of_its_flow() {
+    let (mut world, send, bytes) = first_probe(spec(2, 96, unlimited()));
+    let router = [10, 0, 0, 0].into();
+    let icmp =
+        Some(IcmpError { router, kind: IcmpKind::TtlExceeded, code: 0, mtu: None, extensions_at: None });
+    let other = world.arrival(send.flow + 1, icmp);
+    world.receive(&bytes[..3], &other);
+    assert_eq!((world.foreign, world.enumerator.in_flight()), (1, 1));
+    let own = world.arrival(send.flow, icmp);
+    world.receive(&bytes[..3], &own);
+    assert_eq!((world.foreign, world.enumerator.in_flight()), (1, 0));
+}
+
+#[test]
+fn request_has_the_session_of_its_flow_unless_the_reflector_expects_none() {
+    for (profile, has_ssid) in
+        [(None, true), (Some(Profile::Stamp), true), (Some(Profile::TwampLight), false)]
+    {
+        let quirks = profile.map(|profile| Quirks { profile, ..Quirks::default() });
+        let spec = TraceSpec { quirks, ..spec(2, 96, unlimited()) };
+        let ssids = spec.ssids.clone();
+        let (_, send, bytes) = first_probe(spec);
+        // RFC 8972 section 3.
+        let ssid = u16::from_be_bytes([bytes[14], bytes[15]]);
+        assert_eq!(ssid, if has_ssid { ssids[usize::from(send.flow)] } else { 0 }, "{profile:?}");
+    }
+}
+
 #[test]
 fn answers_that_belong_to_no_probe_are_counted_and_add_nothing() {
     let mut world = World::new(spec(2, 96, unlimited()), network(&[1, 1]));
@@ -387,10 +461,10 @@ fn answers_that_belong_to_no_probe_are_counted_and_add_nothing() {
     });
     for (flow, bytes) in [(95, vec![]), (0, vec![0; 44]), (0, vec![1; 5])] {
         let arrival = world.arrival(flow, icmp);
-        assert!(!world.enumerator.owns(&bytes, &arrival));
-        world.enumerator.received(&bytes, &arrival);
-        world.enumerator.received(&bytes, &Arrival { icmp: None, ..arrival });
+        world.receive(&bytes, &arrival);
+        world.receive(&bytes, &Arrival { icmp: None, ..arrival });
     }
+    assert_eq!(world.foreign, 6);
     world.enumerator.sent(SendId(1), TraceWorld::start(), TimestampSource::Kernel);
     world.enumerator.not_sent(SendId(1), NotSent::Other);
     let (enumerated, counts) = world.run();
