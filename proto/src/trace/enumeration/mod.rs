@@ -355,8 +355,8 @@ impl Enumeration {
 
     /// Why the hop after the settled ones is not probed.
     fn end_before(&self, ttl: u8) -> Option<EnumerationEnd> {
-        let settled = self.hops.iter().take(usize::from(ttl) - 1);
-        let silent = settled.rev().take_while(|hop| hop.completeness == Some(Completeness::Silent));
+        let settled = self.hops.iter().rev().skip_while(|hop| hop.completeness.is_none());
+        let silent = settled.take_while(|hop| hop.completeness == Some(Completeness::Silent));
         if silent.count() >= Self::SILENT_HOPS_MAX {
             return Some(EnumerationEnd::Silent);
         }

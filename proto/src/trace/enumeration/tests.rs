@@ -388,6 +388,114 @@ fn path_ends_behind_five_silent_hops() {
 }
 
 #[test]
+fn flows_that_were_never_answered_are_counted_too() {
+    let mut network = Network::diamond(1, 9, 1);
+    network.nodes[1..].iter_mut().for_each(|node| node.answers = 0);
+    let paths = enumerate(Enumeration::new(Enumeration::FLOWS_MAX, 30), &mut network);
+    assert_eq!((paths.end, paths.hops.len(), paths.flows), (EnumerationEnd::Silent, 5, 6));
+}
+
+#[test]
+fn repeats_without_an_answer_end_after_a_few_and_the_hop_is_not_complete() {
+    let mut network = Network::diamond(1, 1, 2);
+    let mut seen = BTreeSet::new();
+    let paths = run(Enumeration::new(Enumeration::FLOWS_MAX, 30), &mut network, |_, network, probe| {
+        network.probe(probe).filter(|_| seen.insert(probe))
+    });
+    let hop = &paths.hops[1];
+    assert!(hop.probes.repeats < 10, "five, and those that were outstanding then: {:?}", hop.probes);
+    assert_eq!(hop.completeness, Completeness::PartlySilent);
+    assert_eq!(paths.end, EnumerationEnd::Destination);
+}
+
+#[test]
+fn flows_of_each_router_are_looked_for_where_there_are_several() {
+    let mut network = Network::diamond(1, 1, 4);
+    let paths = enumerate(Enumeration::new(Enumeration::FLOWS_MAX, 30), &mut network);
+    assert_eq!(completeness(&paths), [Completeness::Complete; 4]);
+    let steering: Vec<u32> = paths.hops.iter().map(|hop| hop.probes.steering).collect();
+    assert!(matches!(steering[..], [0, sought, 0, 0] if sought > 0), "{steering:?}");
+    assert_eq!(paths.hops[0].probes, HopProbes { enumerating: 6, ..HopProbes::default() });
+}
+
+#[test]
+fn all_routers_behind_a_silent_one_are_found_without_more_probes_to_it() {
+    let mut network = Network::diamond(1, 2, 4);
+    network.nodes[2].answers = 0;
+    let paths = enumerate(Enumeration::new(Enumeration::FLOWS_MAX, 30), &mut network);
+    assert_eq!(paths.hops[1].probes, HopProbes { enumerating: 6, retries: 18, ..HopProbes::default() });
+    let hop = &paths.hops[2];
+    assert_eq!((routers(hop), hop.completeness), (vec![3, 4, 5, 6], Completeness::CompleteIfUniform));
+}
+
+#[test]
+fn each_router_is_enumerated_although_flows_of_others_stay_unanswered() {
+    let mut network = Network::new(1);
+    let head = network.router(&[0]);
+    for router in network.branches(head, 8) {
+        let silent = network.router(&[router]);
+        network.nodes[silent].answers = 0;
+        network.router(&[router]);
+    }
+    let mut network = network.close();
+    let paths = enumerate(Enumeration::new(Enumeration::FLOWS_MAX, 30), &mut network);
+    let hop = &paths.hops[2];
+    assert_eq!((hop.routers.len(), hop.completeness), (8, Completeness::PartlySilent));
+    assert!(hop.unanswered_flows.len() > 12, "two of each router: {:?}", hop.unanswered_flows);
+    assert!(hop.probes.steering < hop.probes.enumerating, "it is not left before: {:?}", hop.probes);
+}
+
+#[test]
+fn late_answer_of_another_router_makes_its_hop_and_those_behind_it_incomplete() {
+    let mut network = chain(1, 100);
+    let (mut enumeration, mut outstanding) = (Enumeration::new(Enumeration::FLOWS_MAX, 30), Vec::new());
+    loop {
+        match enumeration.step() {
+            EnumerationStep::Probe(probe) if probe.ttl == 3 => break enumeration.withdrawn(probe),
+            EnumerationStep::Probe(probe) => outstanding.push(probe),
+            EnumerationStep::Wait => {
+                let probe = outstanding.pop().expect("there is something to wait for");
+                enumeration.answered(probe, network.probe(probe).expect("all routers answer"));
+            }
+            EnumerationStep::Finished(paths) => panic!("{paths:?}"),
+        }
+    }
+    let other = Reached::Router(Network::address(99));
+    enumeration.answered(PathProbe { flow: 90, ttl: 1 }, other);
+    let paths = loop {
+        match enumeration.step() {
+            EnumerationStep::Probe(probe) => enumeration.not_sent(probe),
+            EnumerationStep::Wait => panic!("nothing is outstanding"),
+            EnumerationStep::Finished(paths) => break paths,
+        }
+    };
+    assert_eq!(completeness(&paths), [Completeness::Limited(EnumerationLimit::NotSent); 3]);
+}
+
+#[test]
+fn router_of_a_flow_is_expected_if_it_has_answered_or_is_the_only_one_of_the_hop() {
+    let [one, other] = [1, 2].map(|node| IpAddr::from([10, 0, 0, node]));
+    let mut enumeration = Enumeration::new(8, 30);
+    let mut probe = || {
+        let EnumerationStep::Probe(probe) = enumeration.step() else { panic!("six flows are probed") };
+        probe
+    };
+    let [first, second, third] = [probe(), probe(), probe()];
+    let expected =
+        |enumeration: &Enumeration| [first, second, third].map(|probe| enumeration.expected(probe));
+    assert_eq!(expected(&enumeration), [None; 3]);
+    enumeration.answered(first, Reached::Router(one));
+    assert_eq!(expected(&enumeration), [Some(one); 3]);
+    enumeration.answered(second, Reached::Router(other));
+    assert_eq!(expected(&enumeration), [Some(one), Some(other), None]);
+    enumeration.answered(third, Reached::Destination);
+    assert_eq!(expected(&enumeration), [Some(one), Some(other), None]);
+    for ttl in [0, 2] {
+        assert_eq!(enumeration.expected(PathProbe { ttl, ..first }), None);
+    }
+}
+
+#[test]
 fn hop_with_one_silent_router_among_several_is_not_complete() {
     let (mut missed, mut mean) = (0.0, 0.0);
     for seed in seeds(200) {
