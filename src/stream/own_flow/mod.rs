@@ -5,6 +5,7 @@
 //! be acknowledged in time. Devices that rewrite TTLs may drop all that follows a segment with a small TTL.
 
 mod sockets;
+mod uplink;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};

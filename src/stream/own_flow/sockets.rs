@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use pathmeter_proto::time::{Timestamp, WallTime};
@@ -14,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::super::kernel::{self, CONTROL_BYTES};
+use super::uplink;
 use crate::clock::Clock;
 use crate::datagram::{FilterField, FilterStart, accept_only};
 
@@ -26,6 +28,8 @@ pub(in crate::stream) struct TraceSockets {
     local: SocketAddr,
     peer: SocketAddr,
     clock: Clock,
+    /// When the interface was chosen over which segments leave; `None`: it was not.
+    uplink_chosen_at: Option<Timestamp>,
 }
 
 /// A received ICMP message about a segment.
@@ -54,12 +58,6 @@ pub struct RawSocketError {
     error: io::Error,
 }
 
-impl From<RawSocketError> for io::Error {
-    fn from(error: RawSocketError) -> Self {
-        error.error
-    }
-}
-
 impl RawSocketError {
     pub(super) fn of(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self { operation, error }
@@ -80,6 +78,10 @@ pub(super) const SEGMENTS_MAX: usize = 1_024;
 /// Bytes that are read of a packet. Answers of routers are shorter (RFC 1812, RFC 4443); of segments the
 /// rest is only counted.
 const PACKET_BYTES: usize = 1_500;
+
+/// Time after which the interface is chosen again, because routes change. Chosen: 1 s, the shortest time
+/// between two probes of a round, with a few microseconds of CPU each time.
+const UPLINK_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Length of an IPv4 header without options.
 const IPV4_BYTES: u32 = 20;
@@ -131,7 +133,7 @@ impl TraceSockets {
         let _ = kernel::request_rx_timestamps(&messages);
         let segments = registered(segments)?;
         let messages = registered(messages)?;
-        Ok(Self { segments, messages, local, peer, clock: Clock::new() })
+        Ok(Self { segments, messages, local, peer, clock: Clock::new(), uplink_chosen_at: None })
     }
 
     /// Sends a segment with a TTL and a TOS. Returns when.
@@ -143,6 +145,7 @@ impl TraceSockets {
         (ttl, tos): (u8, u8),
         segment: &[u8],
     ) -> Result<Timestamp, RawSocketError> {
+        self.choose_uplink();
         let socket = SockRef::from(&self.segments);
         let limited = match self.peer.is_ipv4() {
             true => socket.set_ttl_v4(ttl.into()),
@@ -158,6 +161,16 @@ impl TraceSockets {
         let sent = socket.send_to(segment, &without_port(self.peer).into());
         sent.map_err(RawSocketError::of("sending a segment"))?;
         Ok(at)
+    }
+
+    /// Lets segments leave where the connection does. Best effort: where this host has one uplink, or chooses
+    /// by addresses, they do anyway.
+    fn choose_uplink(&mut self) {
+        let now = Clock::now();
+        if self.uplink_chosen_at.is_none_or(|at| now.since(at) >= UPLINK_AGE_MAX) {
+            self.uplink_chosen_at = Some(now);
+            let _ = uplink::choose(&self.segments, self.local, self.peer);
+        }
     }
 
     /// Discards the segments that have arrived.

@@ -202,6 +202,7 @@ fn lab_trials() -> Vec<Trial> {
         trial("trace_tcp_proxy", trace_tcp::proxy),
         trial("trace_connections", trace_connections::chain),
         trial("trace_connections_balanced", trace_connections::balanced),
+        trial("trace_connections_balanced_uplinks", trace_connections::balanced_uplinks),
         trial("trace_connections_stalled", trace_connections::stalled),
         trial("trace_connections_outage", trace_connections::outage),
         trial("trace_connections_disturbed", trace_connections::disturbed),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
 use crate::client_traces::tcp_counter;
-use crate::trace::{CONFIRMED_WITHIN, ROUTERS, address_of, responders, routers_of_chain};
+use crate::trace::{CONFIRMED_WITHIN, ROUTERS, responders, routers_of_chain};
 use crate::trace_protocols::flows;
 
 /// An agent on `a` with this many TCP probes to `b`, each with a trace on its connection, and one over HTTP
@@ -113,9 +113,26 @@ pub(crate) fn chain() {
 /// Where routers choose by flow, a trace shows the way of the connection, and after it was opened again, that
 /// of the next one, without an event.
 pub(crate) fn balanced() {
+    balanced_from("a", 3, None);
+}
+
+/// The same where this host itself chooses among its uplinks.
+pub(crate) fn balanced_uplinks() {
+    // Not an address of an uplink, for which the kernel would prefer that uplink.
+    balanced_from("left", 2, Some("10.77.0.2"));
+}
+
+/// From a node of a diamond with this number of routers between it and `b`, the second last of which is that
+/// of the way.
+fn balanced_from(node: &str, routers: usize, source: Option<&str>) {
     const WAYS: usize = 4;
     const PROBES: usize = 6;
     let net = NetPlan::diamond(WAYS).build(42);
+    if source.is_some() {
+        // By addresses and ports; what RTM_GETROUTE says of chosen fields is not what the kernel does. Where
+        // packets are forwarded, this would be the hash of the socket, which a veth device passes on.
+        net.node(node).set_sysctl("ipv4/fib_multipath_hash_policy", "1");
+    }
     let link = Link::perfect(2_000_000);
     for way in 1..=WAYS {
         let name = format!("m{way}");
@@ -128,8 +145,16 @@ pub(crate) fn balanced() {
              add rule ip seen forward tcp dport 9863 tcp flags & psh == psh add @ports { tcp sport }\n",
         );
     }
-    let _b = responder(&net, net.v4("a"));
-    let a = NodeAgent::start(net.node("a"), config(net.v4("b"), PROBES), &[]);
+    // The router left has several addresses.
+    let b = json!({"agent": {"name": "b", "grace": "1s"}, "responder": {"allow": ["10.77.0.0/16"]}, "websocket": {"open": true}});
+    let _b = NodeAgent::start(net.node("b"), b, &[]);
+    let mut config = config(net.v4("b"), PROBES);
+    for probe in config["probes"].as_array_mut().unwrap() {
+        if let (Some(source), true) = (source, probe["protocol"] == "tcp") {
+            probe["source"] = json!(source);
+        }
+    }
+    let a = NodeAgent::start(net.node(node), config, &[]);
     let check = |earlier: &BTreeMap<String, String>| {
         let mut sources = BTreeMap::new();
         for index in 1..=PROBES {
@@ -140,7 +165,7 @@ pub(crate) fn balanced() {
                 let (source, flow) = (path["sources"][0].as_str()?, &path["flows"][0]);
                 let is_traced = flow["is_on_own_flow"] == true
                     && flow["forward"]["trace"]["reached"] == true
-                    && flow["forward"]["trace"]["hops"].as_array()?.len() == 3;
+                    && flow["forward"]["trace"]["hops"].as_array()?.len() == routers;
                 let is_new = earlier.get(&probe).is_none_or(|earlier| earlier != source);
                 // The source of the probes before may be shown a moment longer.
                 let port = source.parse::<SocketAddr>().unwrap().port();
@@ -152,13 +177,15 @@ pub(crate) fn balanced() {
             let port = source.parse::<SocketAddr>().unwrap().port();
             let used: Vec<usize> = (1..=WAYS).filter(|way| has_seen(&net, *way, port)).collect();
             let [way] = used[..] else { panic!("a flow has one way: {used:?}, {flow}") };
-            let router = eventually("the route of these ports", || {
-                let flow = flows(&a, &probe).into_iter().next()?;
-                let router = address_of(&flow["forward"]["route"]["hops"][1]);
-                is_address_of(&net, way, router).then_some(router)
+            // Until a trace with these ports is complete, those before are shown.
+            a.page_within(CONFIRMED_WITHIN, "the route and the trace of these ports", |_| {
+                let Some(flow) = flows(&a, &probe).into_iter().next() else { return false };
+                let hop = &flow["forward"]["trace"]["hops"][routers - 2]["responders"][0]["address"];
+                [&flow["forward"]["route"]["hops"][routers - 2], hop].iter().all(|address| {
+                    let address = address.as_str().and_then(|text| text.parse().ok());
+                    address.is_some_and(|address| is_address_of(&net, way, address))
+                })
             });
-            let hop = &flows(&a, &probe)[0]["forward"]["trace"]["hops"][1];
-            assert_eq!(address_of(&hop["responders"][0]["address"]), router, "{hop}");
             sources.insert(probe, source);
         }
         sources
@@ -181,6 +208,9 @@ pub(crate) fn balanced() {
     let traces = a.json("/api/v1/traces?target=b");
     let triggers = traces["traces"].as_array().unwrap().iter().map(|trace| trace["trigger"].clone());
     assert!(triggers.clone().any(|trigger| trigger == "connection"), "{traces}");
+    let events = a.json("/api/v1/events");
+    let mut events = events["events"].as_array().unwrap().iter();
+    assert_eq!(events.find(|event| event["event"].as_str().unwrap().starts_with("route_")), None);
     let page = a.page();
     assert_eq!(page.count("pathmeter_trace_route_changes_total", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
@@ -316,7 +346,7 @@ pub(crate) fn disturbed() {
             probe["dscp"] = json!("ef");
         }
     }
-    let a = NodeAgent::start(net.node("a"), config, &[]);
+    let a = NodeAgent::start(net.node("a"), config.clone(), &[]);
     traced(&a, "chat1-routes");
     let refused = net.node("a").within(|| TcpStream::connect((net.v4("b"), 7_777)));
     assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
@@ -332,6 +362,11 @@ pub(crate) fn disturbed() {
     let listed = net.node("r1").command("nft").args(["list", "table", "ip", "marked"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.contains("counter packets 0 "), "{listed}");
+    for probe in config["probes"].as_array_mut().unwrap() {
+        probe.as_object_mut().unwrap().remove("method");
+    }
+    a.configure(config);
+    a.page_when("the method has changed", |page| !page.has("pathmeter_trace_own_flow", &[]));
 }
 
 /// A server that closes each connection is traced with SYN segments, and the reason is shown.
