@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use crate::agent::NodeAgent;
+use crate::seen_ports::{diamond, has_seen, is_address_of};
 use crate::testbed::Inconclusive;
 use crate::trace::{ROUTERS, address_of, routers_of_chain};
 
@@ -233,19 +234,7 @@ pub(crate) fn hops_as_they_are_found() {
 /// Where routers choose by flow, the routers of the connection are found, and not those of other packets.
 pub(crate) fn own_flow_balanced() {
     const WAYS: usize = 4;
-    let net = NetPlan::diamond(WAYS).build(17);
-    let link = Link::perfect(2_000_000);
-    for way in 1..=WAYS {
-        let name = format!("m{way}");
-        net.wire("left", &name).set_links(&link, &link);
-        // Ports to which data was sent over this router.
-        net.node(&name).nft(
-            "add table ip seen\n\
-             add set ip seen ports { type inet_service; flags dynamic; size 1024; }\n\
-             add chain ip seen forward { type filter hook forward priority 0; }\n\
-             add rule ip seen forward tcp sport 9862 tcp flags & psh == psh add @ports { tcp dport }\n",
-        );
-    }
+    let net = diamond(WAYS, 17, "sport 9862", "dport");
     let _b = start(&net, "300ms");
     let mut found = Vec::new();
     for _ in 0..8 {
@@ -254,19 +243,9 @@ pub(crate) fn own_flow_balanced() {
         let updates = client.updates();
         let routers = routers(&updates);
         assert_eq!((&updates[0]["method"], routers.len()), (&json!("own_flow"), 3), "{updates:?}");
-        let used: Vec<usize> = (1..=WAYS)
-            .filter(|way| {
-                let mut list = net.node(&format!("m{way}")).command("nft");
-                let listed = list.args(["list", "set", "ip", "seen", "ports"]).output().unwrap().stdout;
-                let listed = String::from_utf8(listed).unwrap();
-                let elements = listed.split_once("elements = {").map_or("", |(_, elements)| elements);
-                elements.split([',', '}', ' ', '\n']).any(|element| element.trim() == port.to_string())
-            })
-            .collect();
+        let used: Vec<usize> = (1..=WAYS).filter(|way| has_seen(&net, *way, port)).collect();
         assert_eq!(used.len(), 1, "a flow has one way");
-        let addresses = net.node(&format!("m{}", used[0])).command("ip").args(["-4", "-o", "addr"]).output();
-        let addresses = String::from_utf8(addresses.unwrap().stdout).unwrap();
-        assert!(addresses.contains(&format!("inet {}/", routers[1])), "{} is not in {addresses}", routers[1]);
+        assert!(is_address_of(&net, used[0], routers[1]), "{} is not of way {}", routers[1], used[0]);
         found.push(used[0]);
     }
     found.dedup();

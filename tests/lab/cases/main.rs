@@ -14,6 +14,7 @@ mod lab_guarantees;
 mod mesh;
 mod path_mtu;
 mod quoted_headers;
+mod seen_ports;
 mod streams;
 mod testbed;
 mod trace;

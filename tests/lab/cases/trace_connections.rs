@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
 use crate::client_traces::tcp_counter;
+use crate::seen_ports::{diamond, has_seen, is_address_of};
 use crate::trace::{CONFIRMED_WITHIN, ROUTERS, responders, routers_of_chain};
 use crate::trace_protocols::flows;
 
@@ -127,23 +128,11 @@ pub(crate) fn balanced_uplinks() {
 fn balanced_from(node: &str, routers: usize, source: Option<&str>) {
     const WAYS: usize = 4;
     const PROBES: usize = 6;
-    let net = NetPlan::diamond(WAYS).build(42);
+    let net = diamond(WAYS, 42, "dport 9863", "sport");
     if source.is_some() {
         // By addresses and ports; what RTM_GETROUTE says of chosen fields is not what the kernel does. Where
         // packets are forwarded, this would be the hash of the socket, which a veth device passes on.
         net.node(node).set_sysctl("ipv4/fib_multipath_hash_policy", "1");
-    }
-    let link = Link::perfect(2_000_000);
-    for way in 1..=WAYS {
-        let name = format!("m{way}");
-        net.wire("left", &name).set_links(&link, &link);
-        // Ports from which data was sent over this router.
-        net.node(&name).nft(
-            "add table ip seen\n\
-             add set ip seen ports { type inet_service; flags dynamic; size 1024; }\n\
-             add chain ip seen forward { type filter hook forward priority 0; }\n\
-             add rule ip seen forward tcp dport 9863 tcp flags & psh == psh add @ports { tcp sport }\n",
-        );
     }
     // The router left has several addresses.
     let b = json!({"agent": {"name": "b", "grace": "1s"}, "responder": {"allow": ["10.77.0.0/16"]}, "websocket": {"open": true}});
@@ -214,20 +203,6 @@ fn balanced_from(node: &str, routers: usize, source: Option<&str>) {
     let page = a.page();
     assert_eq!(page.count("pathmeter_trace_route_changes_total", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
-}
-
-/// Whether data was sent from this port over a way of a diamond.
-fn has_seen(net: &Net, way: usize, port: u16) -> bool {
-    let mut list = net.node(&format!("m{way}")).command("nft");
-    let listed = list.args(["list", "set", "ip", "seen", "ports"]).output().unwrap().stdout;
-    let listed = String::from_utf8(listed).unwrap();
-    let elements = listed.split_once("elements = {").map_or("", |(_, elements)| elements);
-    elements.split([',', '}', ' ', '\n']).any(|element| element.trim() == port.to_string())
-}
-
-fn is_address_of(net: &Net, way: usize, router: IpAddr) -> bool {
-    let addresses = net.node(&format!("m{way}")).command("ip").args(["-4", "-o", "addr"]).output();
-    String::from_utf8(addresses.unwrap().stdout).unwrap().contains(&format!("inet {router}/"))
 }
 
 /// A firewall that drops a connection after a segment with a small TTL is found after two connections: it is

@@ -38,3 +38,23 @@ impl ConnectionAddresses {
 fn without_scope(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    /// What a router reports of a segment from `source` to `destination`. `change` may forge it.
+    pub(in super::super) fn time_exceeded(
+        [source, destination]: [[u8; 4]; 2],
+        segment: &[u8],
+        change: impl FnOnce(&mut [u8]),
+    ) -> Vec<u8> {
+        let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
+        message.extend([source, destination].concat());
+        message.extend(&segment[..8]);
+        change(&mut message);
+        let words = message.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        message
+    }
+}

@@ -248,6 +248,7 @@ impl OwnFlowTracer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::segments::tests::time_exceeded;
     use super::*;
     use crate::probe_budget::{ProbeLimits, TokenRate};
     use crate::wire::tcp::ReceivedSegment;
@@ -283,15 +284,7 @@ mod tests {
 
     /// What a router reports of a segment.
     fn report(segment: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
-        let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
-        message.extend([LOCAL.0, PEER.0].concat());
-        message.extend(&segment[..8]);
-        change(&mut message);
-        let words = message.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-        let sum: u32 = words.sum();
-        let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-        message[2..4].copy_from_slice(&checksum.to_be_bytes());
-        message
+        time_exceeded([LOCAL.0, PEER.0], segment, change)
     }
 
     fn router(ttl: u8) -> IpAddr {

@@ -1,3 +1,4 @@
+use super::super::segments::tests::time_exceeded;
 use super::*;
 use crate::trace::CLAMPED_FOR;
 use crate::wire::tcp::SegmentTimestamps;
@@ -80,14 +81,7 @@ pub(super) fn repeated(number: u32) -> ReceivedSegment {
 
 /// What a router reports of a segment.
 pub(super) fn report(segment: &[u8]) -> Vec<u8> {
-    let mut message = vec![11, 0, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0];
-    message.extend([LOCAL.0, PEER.0].concat());
-    message.extend(&segment[..8]);
-    let words = message.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    message[2..4].copy_from_slice(&checksum.to_be_bytes());
-    message
+    time_exceeded([LOCAL.0, PEER.0], segment, |_| {})
 }
 
 fn router(ttl: u8) -> IpAddr {
