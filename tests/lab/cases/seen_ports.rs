@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use pathmeter_lab::{Net, NetPlan};
 use pathmeter_proto::sim::Link;
 
-/// A diamond whose routers `m1` to `mN` remember the ports of connections whose data they forward. `server` and
-/// `client` are fields of a TCP header in nft's words, the first with its value.
+/// A diamond whose routers `m1` to `mN` remember the ports of connections whose data they forward. `server`
+/// and `client` are fields of a TCP header in nft's words, the first with its value.
 pub(crate) fn diamond(ways: usize, seed: u64, server: &str, client: &str) -> Net {
     let net = NetPlan::diamond(ways).build(seed);
     let link = Link::perfect(2_000_000);
