@@ -101,7 +101,8 @@ impl DatagramLoop {
 /// would have to arrive between two system calls.
 const RETRIES_MAX: u32 = 2;
 
-/// Whether an error concerns this datagram and not an earlier one.
+/// Whether an error concerns this datagram and not an earlier one. EACCES may be either: a route of this host
+/// that prohibits it, or a router that has rejected an earlier one (ICMPv6 type 1 code 1).
 fn concerns_this_datagram(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EAGAIN | libc::ENOBUFS))
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EAGAIN | libc::ENOBUFS))
 }
