@@ -112,7 +112,7 @@ impl SharedConnection {
     }
 
     /// The echo path has a connection, of which `duplicate` makes another descriptor. Has no effect if it is
-    /// known or nobody watches.
+    /// known, or if there is no watcher.
     pub(super) fn offer(&self, duplicate: impl FnOnce() -> Option<(OwnedFd, SocketAddr)>, peer: SocketAddr) {
         if !self.is_watched() {
             self.close(ConnectionEnd::Closed);

@@ -176,6 +176,7 @@ pub(super) struct TracePath {
 #[derive(Debug)]
 struct Traced {
     protocol: ProbeProtocol,
+    wants_own_flow: bool,
     series: DirectedSeries,
     followed: Arc<Followed>,
     quoted: Arc<QuotedFlows>,
@@ -263,8 +264,9 @@ impl Path for TracePath {
     }
 
     fn measured(&self) -> Arc<dyn Measured> {
+        let TracePlan { protocol, wants_own_flow, .. } = self.plan;
         let (series, followed) = (self.series.clone(), Arc::clone(&self.followed));
-        Arc::new(Traced { protocol: self.plan.protocol, series, followed, quoted: Arc::clone(&self.quoted) })
+        Arc::new(Traced { protocol, wants_own_flow, series, followed, quoted: Arc::clone(&self.quoted) })
     }
 
     /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
@@ -296,8 +298,9 @@ impl Traced {
     fn own_flow(&self) -> OwnFlowStatus {
         let is_on_connection = match self.protocol {
             ProbeProtocol::Udp | ProbeProtocol::Icmp => true,
-            ProbeProtocol::ClosedPort => false,
-            ProbeProtocol::Tcp => return self.followed.connection().status(),
+            // Why the connection was not used before a reload is of no interest.
+            ProbeProtocol::Tcp if self.wants_own_flow => return self.followed.connection().status(),
+            ProbeProtocol::Tcp | ProbeProtocol::ClosedPort => false,
         };
         OwnFlowStatus { is_on_connection, refusal: None }
     }

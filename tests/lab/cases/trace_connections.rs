@@ -296,6 +296,13 @@ pub(crate) fn not_permitted() {
     assert_eq!(log.matches("connections of probes cannot be traced with own_flow").count(), 1, "{log}");
     assert!(log.contains("CAP_NET_RAW"), "{log}");
     assert_eq!(a.page().count("pathmeter_trace_own_flow", &[]), 0);
+    let mut config = config(net.v4("b"), 2);
+    for probe in config["probes"].as_array_mut().unwrap() {
+        probe.as_object_mut().unwrap().remove("method");
+    }
+    a.configure(config);
+    a.page_when("the method has changed", |page| !page.has("pathmeter_trace_own_flow", &[]));
+    assert_eq!(flows(&a, "chat1-routes")[0]["own_flow_refusal"], Value::Null);
 }
 
 /// An ICMP error about another port of the peer does not end the trace of a connection, and its segments have

@@ -369,7 +369,7 @@ fn segments_are_disabled_for_a_day_after_two_connections_have_died_of_them() {
         assert_ne!(probes.change(at(9_000)), Some(FlowChange::Stalled));
         die(&mut probes, 2, 10_000, second);
         assert_eq!(probes.change(at(20_000)), Some(FlowChange::Stalled), "{first:?}, {second:?}");
-        assert_ne!(probes.change(at(20_000)), Some(FlowChange::Stalled), "it is told once");
+        assert_ne!(probes.change(at(20_000)), Some(FlowChange::Stalled), "it is reported once");
         open(&mut probes, 3, 4, at(21_000));
         assert_eq!(
             (probes.test(at(21_000)), probes.refusal(at(21_000))),
