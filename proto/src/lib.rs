@@ -12,12 +12,14 @@
 //! * [`echo`]: one datagram or message per slot, one verdict for each
 //! * [`mtu`]: path MTU discovery
 //! * [`trace`]: which routers a flow passes, and when that changes
+//! * [`bandwidth`]: leases, budgets and limits of bandwidth runs, and their results
 //! * [`dscp`]: class of service names and code points
 //! * [`goodbye`]: announcements of peers that are about to stop
 //! * [`sim`] (feature `sim`): virtual clocks, impaired links and a ledger of the true events
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod bandwidth;
 pub mod dscp;
 pub mod echo;
 pub mod goodbye;

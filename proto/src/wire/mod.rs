@@ -1,6 +1,7 @@
 //! Encoding and decoding of packets and messages. No function here panics on any received bytes.
 
 mod agent;
+pub mod bandwidth;
 mod goodbye;
 pub mod icmp;
 pub mod icmp_extensions;

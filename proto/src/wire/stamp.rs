@@ -210,6 +210,12 @@ impl Reply {
         peer_time(self.timestamp, self.error).signed_since(peer_time(self.received, self.error))
     }
 
+    /// T2 on the reflector's clock.
+    #[must_use]
+    pub fn responder_received(&self) -> PeerTimestamp {
+        peer_time(self.received, self.error)
+    }
+
     /// T3 on the reflector's clock.
     #[must_use]
     pub fn sent(&self) -> PeerTimestamp {

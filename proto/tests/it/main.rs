@@ -15,6 +15,7 @@ mod forged;
 mod fuzzed;
 mod hostile;
 mod icmp;
+mod leases;
 mod manual;
 mod prober;
 mod rejection;
