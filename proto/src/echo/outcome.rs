@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::machine::{IcmpKind, NotSent, TimestampSource};
+use crate::time::Timestamp;
+use crate::wire::PeerTimestamp;
 
 /// The final outcome of a datagram that left the host. Each datagram gets exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +98,10 @@ pub enum Mismatch {
 pub struct RoundTrip {
     /// (T4 − T1) − (T3 − T2), the network's part; with ICMP T4 − T1.
     pub rtt: Duration,
+    /// T1.
+    pub sent: Timestamp,
+    /// T2, on the responder's clock; `None` if the responder does not report it.
+    pub responder_received: Option<PeerTimestamp>,
     /// T3 − T2, the responder's part; zero with ICMP.
     pub turnaround: Duration,
     /// `rtt` minus `minimum` (PDV, RFC 5481 section 4.2).
@@ -122,6 +128,8 @@ impl RoundTrip {
     pub(super) const fn empty(receive: TimestampSource) -> Self {
         Self {
             rtt: Duration::ZERO,
+            sent: Timestamp::from_nanos(0),
+            responder_received: None,
             turnaround: Duration::ZERO,
             variation: Duration::ZERO,
             minimum: Duration::ZERO,

@@ -325,6 +325,7 @@ impl Prober {
         let hops = |ttl: u8| SENT_TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_agent);
         let dscp = self.spec.dscp.value();
         RoundTrip {
+            responder_received: Some(base.responder_received()),
             hops_forward: hops(base.sender_ttl),
             hops_reverse: arrival.ttl.and_then(hops),
             class_forward: extensions

@@ -237,6 +237,8 @@ mod tests {
         let by = TimestampSource::Kernel;
         let sample = Some(RoundTrip {
             rtt,
+            sent: Timestamp::default(),
+            responder_received: None,
             turnaround: Duration::ZERO,
             variation: Duration::ZERO,
             minimum: rtt,

@@ -121,8 +121,8 @@ pub(super) struct ReplyTimes {
     pub(super) at: Timestamp,
     /// T3 − T2 in nanoseconds, as the responder reports it.
     pub(super) turnaround: i64,
-    /// The values that do not depend on T1; `rtt`, `turnaround` and `transmit` are filled in with the
-    /// verdict.
+    /// The values that do not depend on T1; `rtt`, `sent`, `turnaround` and `transmit` are filled in with
+    /// the verdict.
     pub(super) sample: RoundTrip,
 }
 
@@ -332,6 +332,7 @@ impl Flow {
         let turnaround = credible_turnaround(reply.turnaround, elapsed);
         sample.rtt = Duration::from_nanos(elapsed.saturating_sub(turnaround.unwrap_or(0)));
         sample.turnaround = Duration::from_nanos(turnaround.unwrap_or(0));
+        sample.sent = t1;
         sample.transmit = slot.transmit;
         let verdict = if sample.rtt > rules.late_after { Verdict::Late } else { Verdict::Ok };
         let rtt = Some(sample.rtt).filter(|_| verdict == Verdict::Ok);

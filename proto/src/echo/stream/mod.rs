@@ -259,6 +259,8 @@ impl StreamProber {
         }
         let sample = RoundTrip {
             rtt: Duration::ZERO,
+            sent: Timestamp::default(),
+            responder_received: None,
             turnaround: Duration::ZERO,
             variation: Duration::ZERO,
             minimum: Duration::ZERO,
