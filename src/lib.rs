@@ -3,6 +3,7 @@
 
 pub mod answering;
 pub mod api;
+pub mod bandwidth;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use hyper::Method;
 
+use crate::bandwidth::LEASES;
+
 /// Polled by other agents; answered without leaving the connection's thread.
 pub(super) const PING: &str = "/api/v1/ping";
 
@@ -17,8 +19,10 @@ pub(super) const ENUMERATIONS: &str = "/api/v1/enumerations";
 
 pub(super) const TRACES_DIFF: &str = "/api/v1/traces/diff";
 
+pub(super) const BANDWIDTH_STOP: &str = "/api/v1/bandwidth/stop";
+
 /// The paths of the API with their method and description, in the order of the index page.
-pub(super) const ENDPOINTS: [(&str, Method, &str); 16] = [
+pub(super) const ENDPOINTS: [(&str, Method, &str); 18] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
     (
@@ -50,6 +54,12 @@ pub(super) const ENDPOINTS: [(&str, Method, &str); 16] = [
         "enumerate the equal-cost paths to ?target=NAME (from loopback, or signed with the mesh key)",
     ),
     (TRACES_DIFF, Method::GET, "the hops at which the traces ?a=N and ?b=N differ"),
+    (LEASES, Method::POST, "request a lease for a bandwidth run (from peers, or signed with the mesh key)"),
+    (
+        BANDWIDTH_STOP,
+        Method::POST,
+        "stop all bandwidth runs of this agent (from loopback, or signed with the mesh key)",
+    ),
     (PING, Method::GET, "times at which the request was received and the response was sent"),
     (WEBSOCKET, Method::GET, "WebSocket echo: every message is sent back unchanged"),
     ("/-/healthy", Method::GET, "200 while the process is running"),

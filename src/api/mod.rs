@@ -4,13 +4,16 @@
 //! * `endpoints` — lists the paths;
 //! * [`scrape`] — negotiates the format and encoding of the metrics page;
 //! * [`renderer`] — renders that page on dedicated threads, and shares it among scrapers;
-//! * `events`, `flow_routes`, `traces` — what their paths respond;
+//! * `response` — builds responses;
+//! * `bandwidth`, `events`, `flow_routes`, `traces` — what their paths respond;
 //! * [`status`] — the snapshot of the daemon from which requests are answered.
 
+mod bandwidth;
 mod endpoints;
 mod events;
 mod flow_routes;
 pub mod renderer;
+mod response;
 pub mod routes;
 pub mod scrape;
 pub mod status;

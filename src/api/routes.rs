@@ -7,25 +7,29 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::header::{
     ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
 use serde::Serialize;
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::endpoints::{ENDPOINTS, ENUMERATIONS, EVENTS, PING, TRACES, TRACES_DIFF, WEBSOCKET, index_page};
+use super::bandwidth;
+use super::endpoints::{
+    BANDWIDTH_STOP, ENDPOINTS, ENUMERATIONS, EVENTS, PING, TRACES, TRACES_DIFF, WEBSOCKET, index_page,
+};
 use super::events;
 use super::flow_routes::{self, Routes};
 use super::renderer::Renderer;
+use super::response::{json, json_or_problem, text, with_type};
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
 use super::traces;
+use crate::bandwidth::{LEASES, Leases};
 use crate::event_log::{EventFeed, EventLog, FeedLimit, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};
@@ -50,6 +54,8 @@ pub struct AppState {
     pub traces: Arc<TraceLog>,
     /// Verifies requests signed with the mesh key; `None` without a key.
     pub verifier: ArcSwap<Option<Verifier>>,
+    /// Leases of bandwidth runs.
+    pub leases: Arc<Leases>,
     /// Sends reload requests to the daemon.
     pub reloads: mpsc::Sender<ReloadRequest>,
     /// Sends requests for traces to the daemon.
@@ -106,9 +112,7 @@ pub enum WantedTrace {
     Enumeration,
 }
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 impl AppState {
@@ -204,6 +208,11 @@ impl AppState {
             ENUMERATIONS => self.request_traces(peer, &proof, query, WantedTrace::Enumeration).await,
             TRACES => json_or_problem(traces::list(&self.traces, query)),
             TRACES_DIFF => json_or_problem(traces::difference(&self.traces, query)),
+            LEASES => {
+                let status = self.status.load();
+                bandwidth::lease(&self.leases, &status, peer.ip(), &proof, request.body())
+            }
+            BANDWIDTH_STOP => bandwidth::stop(&self.leases, peer.ip(), &proof),
             PING => self.ping(received).await,
             WEBSOCKET => {
                 let (status, rules) = (self.status.load(), self.websocket.rules());
@@ -405,18 +414,6 @@ impl AppState {
     }
 }
 
-fn with_type(content_type: HeaderValue, body: Full<Bytes>) -> Response<Body> {
-    let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
-    response
-}
-
-fn text(status: StatusCode, text_body: &str) -> Response<Body> {
-    let mut response = with_type(TEXT, Full::from(text_body.to_owned()));
-    *response.status_mut() = status;
-    response
-}
-
 /// When a request was received, as seen by this process.
 struct ReceivedAt {
     at: Instant,
@@ -444,18 +441,4 @@ fn ping_response(received: &ReceivedAt) -> Response<Body> {
         sent_timestamp_seconds: seconds(SystemTime::now()),
         turnaround_nanoseconds: nanos(received.at.elapsed()),
     })
-}
-
-fn json(value: &impl Serialize) -> Response<Body> {
-    match serde_json::to_vec(value) {
-        Ok(body) => with_type(JSON, Full::from(body)),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
-    }
-}
-
-fn json_or_problem(value: Result<Value, String>) -> Response<Body> {
-    match value {
-        Ok(value) => json(&value),
-        Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
-    }
 }

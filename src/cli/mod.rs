@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bandwidth;
 mod demo;
 mod echo;
 mod run;
@@ -66,6 +67,8 @@ enum Action {
 enum ProbeCommand {
     /// Measure loss by direction, RTT and jitter to one host
     Echo(Box<echo::EchoArguments>),
+    /// Measure throughput to and from one agent, and the latency under load
+    Bandwidth(Box<bandwidth::BandwidthArguments>),
     /// Show the routers on the way to one host and back
     Trace(Box<trace::TraceArguments>),
 }
@@ -187,6 +190,7 @@ fn run_command(action: Action) -> Result<(), Failure> {
         Action::Run(arguments) => run::run(&arguments),
         Action::Check(arguments) => run::check(&arguments),
         Action::Probe { kind: ProbeCommand::Echo(arguments) } => echo::run(&arguments),
+        Action::Probe { kind: ProbeCommand::Bandwidth(arguments) } => bandwidth::run(&arguments),
         Action::Probe { kind: ProbeCommand::Trace(arguments) } => trace::run(&arguments),
         Action::Demo(arguments) => demo::demo(&arguments),
         Action::Healthcheck(arguments) => healthcheck(&arguments),

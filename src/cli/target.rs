@@ -11,6 +11,7 @@ use pathmeter_proto::wire::stamp;
 
 use super::tls::{TlsArguments, scheme};
 use super::{Failure, IdentityArguments, host};
+use crate::bandwidth::LeaseClient;
 use crate::config::defaults::{AGENT_PORT, HTTP_PORT, REFLECTOR_PORT, STAMP_PORT};
 use crate::config::echo::transport::Transport;
 use crate::config::probe_options::Argument;
@@ -26,9 +27,9 @@ use crate::settings::Settings;
 /// How a command finds and reaches its target.
 #[derive(Debug, Args)]
 pub(super) struct TargetArguments {
-    /// DSCP: a number or a name such as ef
-    #[arg(long, default_value = "default")]
-    pub(super) dscp: String,
+    /// DSCP: a number or a name such as ef; by default best effort, and le for bandwidth
+    #[arg(long)]
+    pub(super) dscp: Option<String>,
     /// Address family
     #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "ipv4", "ipv6"]))]
     pub(super) family: String,
@@ -52,7 +53,8 @@ impl TargetArguments {
     /// The options that every probe has, as in a configuration file.
     pub(super) fn options(&self) -> Vec<(&'static str, Argument)> {
         let text = |text: &str| Argument::Text(text.to_owned());
-        let mut options = vec![("dscp", text(&self.dscp)), ("family", text(&self.family))];
+        let mut options = vec![("family", text(&self.family))];
+        options.extend(self.dscp.as_deref().map(|dscp| ("dscp", text(dscp))));
         options.extend(self.source.map(|source| ("source", text(&source.to_string()))));
         options
     }
@@ -63,6 +65,8 @@ impl TargetArguments {
 pub(super) enum Command {
     /// `probe echo`.
     Echo,
+    /// `probe bandwidth`, which needs an agent.
+    Bandwidth,
     /// `probe trace`, which can trace any TCP port.
     Trace,
 }
@@ -247,7 +251,7 @@ impl ProbeTarget {
             (Transport::Tcp(_), PortSource::Identity) => {
                 let identity = self.identity(address, arguments).await;
                 let hint = match self.command {
-                    Command::Echo => "is an agent running there?",
+                    Command::Echo | Command::Bandwidth => "is an agent running there?",
                     Command::Trace => {
                         "is an agent running there? for any other host, give its TCP port, for example --port 443"
                     }
@@ -317,6 +321,7 @@ impl ProbeTarget {
             Err(_) if ports == PortSource::Configured => Ok(()),
             Err(reason) => {
                 let other = match self.command {
+                    Command::Bandwidth => bail!("{reason}\nis an agent running there? bandwidth needs one"),
                     Command::Echo => "pathmeter probe echo --protocol icmp",
                     Command::Trace => "--protocol icmp, or --protocol tcp with a --port",
                 };
@@ -335,11 +340,27 @@ impl ProbeTarget {
         }
     }
 
-    async fn identity(&self, address: IpAddr, arguments: &TargetArguments) -> anyhow::Result<Identity> {
+    /// Requests leases of the agent at `address`.
+    pub(super) fn lease_client(
+        &self,
+        address: IpAddr,
+        arguments: &TargetArguments,
+    ) -> anyhow::Result<LeaseClient> {
         let DeclaredTarget::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
+        let (to, host) = (SocketAddr::new(address, peer.http_port), authority(&peer.address, peer.http_port));
+        Ok(LeaseClient { client: self.client(peer, arguments), to, host })
+    }
+
+    /// The HTTP client for requests to a peer.
+    fn client(&self, peer: &Peer, arguments: &TargetArguments) -> Client {
         let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
         let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
-        let client = Client { signer, source: arguments.source, secure, ..Client::default() };
+        Client { signer, source: arguments.source, secure, ..Client::default() }
+    }
+
+    async fn identity(&self, address: IpAddr, arguments: &TargetArguments) -> anyhow::Result<Identity> {
+        let DeclaredTarget::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
+        let client = self.client(peer, arguments);
         let host = authority(&peer.address, peer.http_port);
         let identity = fetch_identity(&client, SocketAddr::new(address, peer.http_port), &host).await;
         identity.map_err(|reason| anyhow!("{reason}"))

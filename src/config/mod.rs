@@ -4,6 +4,7 @@
 //! [`web::load`] that of a web config file. Neither opens a socket, resolves a name or reads another file, so
 //! a configuration can be checked on a different machine.
 
+mod bandwidth;
 pub mod defaults;
 mod diagnostic;
 pub mod discovery;
@@ -42,6 +43,7 @@ use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::prefix::Prefix;
 use pathmeter_proto::selection;
 
+pub use bandwidth::BandwidthRules;
 pub use diagnostic::{Display, Location, Problem, Problems};
 pub use discovery::Provider;
 pub use kind::KindConfig;
@@ -127,6 +129,8 @@ pub struct Config {
     pub responder: ResponderRules,
     /// Which WebSocket messages the agent echoes.
     pub websocket: WebSocketRules,
+    /// What bandwidth runs may use of this host.
+    pub bandwidth: BandwidthRules,
     /// The other agents, without this one, sorted by name.
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::bandwidth::bandwidth;
 use super::defaults::{AGENT_PORT, HTTP_PORT, STAMP_PORT, ZONE_LABEL};
 use super::diagnostic::{nearest, quoted};
 use super::discovery::{self, is_provider};
@@ -73,6 +74,7 @@ pub(super) fn read<'a>(
         let tls = file.section("tls", tls);
         let responder = file.section("responder", responder);
         let websocket = file.section("websocket", websocket);
+        let bandwidth = file.section("bandwidth", bandwidth);
 
         let mut declared = DeclaredHosts::default();
         let mut provider_names = BTreeSet::new();
@@ -139,6 +141,7 @@ pub(super) fn read<'a>(
             tls: tls?,
             responder: responder?,
             websocket: websocket?,
+            bandwidth: bandwidth?,
             peers,
             targets,
             providers,

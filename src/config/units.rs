@@ -18,6 +18,22 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
     SIZE.read(text)
 }
 
+/// Reads a bit rate in bits per second.
+///
+/// # Errors
+/// [`UnitError`].
+pub fn bit_rate(text: &str) -> Result<u64, UnitError> {
+    BIT_RATE.read(text)
+}
+
+/// Formats a bit rate with the largest unit that needs no fraction.
+#[must_use]
+pub fn display_bit_rate(bits: u64) -> String {
+    let fits = |(_, scale): &&(&str, u64)| bits.is_multiple_of(*scale) && bits >= *scale;
+    let (name, scale) = BIT_RATE.units.iter().rev().find(fits).unwrap_or(&("bit/s", 1));
+    format!("{}{name}", bits / scale)
+}
+
 /// Reads packets per second: `500pps`, `100kpps`.
 ///
 /// # Errors
@@ -200,6 +216,13 @@ const SIZE: Quantity = Quantity {
         ("GiB", 1 << 30),
     ],
     remedy: "write a number and a unit (B, kB, KiB, MB, MiB, GB, GiB), for example 128B or 1KiB",
+};
+
+const BIT_RATE: Quantity = Quantity {
+    name: "a bit rate",
+    smallest_unit: "bits per second",
+    units: &[("bit/s", 1), ("kbit/s", 1_000), ("Mbit/s", 1_000_000), ("Gbit/s", 1_000_000_000)],
+    remedy: "write a number and a unit (bit/s, kbit/s, Mbit/s, Gbit/s), for example 50Mbit/s or 1Gbit/s",
 };
 
 const PACKET_RATE: Quantity = Quantity {

@@ -254,6 +254,12 @@ pub(super) fn size(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) ->
     quantity(value, "a size such as 128B", units::size, allowed, |bytes| format!("{bytes}B"))
 }
 
+/// Bits per second.
+pub(super) fn bit_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+    let expected = "a bit rate such as 50Mbit/s";
+    quantity(value, expected, units::bit_rate, allowed, |rate| units::display_bit_rate(*rate))
+}
+
 pub(super) fn packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
     let expected = "a packet rate such as 100kpps";
     quantity(value, expected, units::packet_rate, allowed, |rate| format!("{rate}pps"))

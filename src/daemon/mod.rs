@@ -47,6 +47,7 @@ use self::supervision::Supervision;
 use crate::answering;
 use crate::api::routes::{AppState, ReloadRequest, TraceRequest, WantedTrace, metrics_renderer};
 use crate::api::status::Status;
+use crate::bandwidth::{BulkConnections, Leases};
 use crate::clock::Clock;
 use crate::config::{LoadContext, LogFormat, SeriesLevel};
 use crate::datagram::{self, Access, Service, ServiceTasks, TimestampMatching};
@@ -174,11 +175,15 @@ impl Daemon {
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
-        let stream_responder = Arc::new(stream::responder::StreamResponder::new(
+        let leases = Arc::new(Leases::new(settings.config.bandwidth.clone(), ports.agent));
+        let bulk_connections = Arc::<BulkConnections>::default();
+        let stream_responder = stream::responder::StreamResponder::new(
             stream_access,
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
-        ));
+        );
+        let stream_responder =
+            Arc::new(stream_responder.with_bulk(bulk_connections.answer(Arc::clone(&leases))));
         let access = Access { policy, keys: settings.keys.mesh.clone() };
         let agent_port = Service {
             sockets: agent_sockets,
@@ -226,6 +231,7 @@ impl Daemon {
             events: Arc::clone(&event_log),
             traces: Arc::clone(&traces),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
+            leases,
             reloads: reload_sender,
             trace_requests: trace_sender,
             control: tokio::runtime::Handle::current(),

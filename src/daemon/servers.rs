@@ -39,6 +39,7 @@ impl Servers {
             (Some(keys), Some(verifier)) => verifier.set_keys(keys),
             (keys, _) => self.app_state.verifier.store(Arc::new(keys.map(Verifier::new))),
         }
+        self.app_state.leases.set_rules(settings.config.bandwidth.clone());
         self.app_state.websocket.set_rules(settings.config.websocket.clone());
         if let Some(clients) = self.app_state.websocket.descriptor_shortage() {
             warn!(
@@ -65,6 +66,7 @@ impl Servers {
     /// Stops answering measurements. HTTP requests are still answered.
     pub(super) fn stop_answering(&self) {
         self.responder.control(Control::StopAnswering);
+        self.app_state.leases.shut_down();
         self.stream_responder.stop_answering();
         self.app_state.websocket.stop_answering();
     }

@@ -91,7 +91,7 @@ fn wall_time(time: TimeSpec) -> Option<WallTime> {
 }
 
 /// Reads TCP_INFO; `None` if the kernel does not provide it.
-pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
+pub(crate) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
     let info = read_tcp_info(socket)?;
     let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
     let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));

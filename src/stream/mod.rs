@@ -5,6 +5,7 @@
 //! [`pathmeter_proto::echo::StreamProber`]. The [`responder`] answers other hosts on another thread.
 
 mod arrivals;
+pub mod bulk;
 mod connect_error;
 mod connect_probe;
 mod dial;
@@ -40,6 +41,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use dial::{Dial, StreamProtocol};
 pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
+pub(crate) use kernel::tcp_info as read_tcp_info;
 pub use shared_connection::{OwnFlowStatus, Refusal, SharedConnection};
 pub use tcp_trace::OwnFlow;
 

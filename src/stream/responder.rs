@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use pathmeter_proto::admission::{Policy, Rates, rate_limit_key};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::bandwidth::is_bandwidth;
 use pathmeter_proto::wire::stream::{
     GREETING_BYTES, GreetingProof, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Seal, Welcome,
     WelcomeStatus,
@@ -25,6 +26,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::arrivals::Arrivals;
+use super::bulk::{BulkConnection, BulkHandler};
 use super::kernel;
 use crate::clock::Clock;
 use crate::metrics::agent::{RefusalOrEnd, StreamResponderSeries};
@@ -95,6 +97,8 @@ pub struct StreamResponder {
     limits: ResponderLimits,
     rates: Mutex<Rates>,
     open: Mutex<ConnectionLimits>,
+    /// Receives the connections of bandwidth runs; `None`: they are refused.
+    bulk: Option<BulkHandler>,
     /// Whether replies have stopped.
     has_stopped_replying: AtomicBool,
     series: Arc<StreamResponderSeries>,
@@ -109,9 +113,16 @@ impl StreamResponder {
             limits,
             rates: Mutex::new(Rates::new()),
             open: Mutex::default(),
+            bulk: None,
             has_stopped_replying: AtomicBool::new(false),
             series,
         }
+    }
+
+    /// Passes the connections of bandwidth runs to `bulk`.
+    #[must_use]
+    pub fn with_bulk(self, bulk: BulkHandler) -> Self {
+        Self { bulk: Some(bulk), ..self }
     }
 
     /// Stops sending replies, because a reply after the goodbye would revoke it. Connections stay open until
@@ -186,6 +197,9 @@ impl StreamResponder {
             Ok(Err(_)) => return Err(RefusalOrEnd::Malformed),
             Err(_) => return Err(RefusalOrEnd::Silent),
         }
+        if is_bandwidth(&greeting) {
+            return self.pass_on(stream, source, greeting);
+        }
         let mut access = self.access.load_full();
         let (hello, proof) =
             Hello::decode(&greeting, access.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
@@ -251,6 +265,19 @@ impl StreamResponder {
             }
             self.series.messages.inc();
         }
+        Ok(())
+    }
+
+    /// Passes a connection of a bandwidth run to its thread, which verifies it.
+    fn pass_on(
+        &self,
+        stream: TcpStream,
+        source: SocketAddr,
+        greeting: [u8; GREETING_BYTES],
+    ) -> Result<(), RefusalOrEnd> {
+        let Some(bulk) = &self.bulk else { return Err(RefusalOrEnd::Malformed) };
+        let stream = stream.into_std().map_err(|_| RefusalOrEnd::Broken)?;
+        (bulk.0)(BulkConnection { stream, source, greeting });
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use hyper::Request;
 use pathmeter::api::renderer::{RENDERED_AT_ONCE, Renderer};
 use pathmeter::api::routes::AppState;
 use pathmeter::api::status::Status;
+use pathmeter::bandwidth::Leases;
 use pathmeter::http::server::{Counters, ServerLimits, serve};
 use pathmeter::identity::Ports;
 use pathmeter::websocket::WebSocketResponder;
@@ -35,10 +36,11 @@ fn serve_pages(renderer: Renderer) -> TestServer {
         labels: BTreeMap::new(),
         state_dir: None,
     };
-    let rules = config::load(b"", &host).unwrap().config.websocket;
+    let rules = config::load(b"", &host).unwrap().config;
     let ports = Some(Ports { http: 1, stamp: 2, agent: 3 });
     let app = Arc::new(AppState {
-        websocket: WebSocketResponder::new(rules, Arc::default()),
+        websocket: WebSocketResponder::new(rules.websocket, Arc::default()),
+        leases: Arc::new(Leases::new(rules.bandwidth, 3)),
         events: Arc::default(),
         traces: Arc::default(),
         trace_requests: mpsc::channel(1).0,

@@ -112,6 +112,8 @@ const RULES: [Rule; 13] = [
         allowed_in: &[
             "src/api/renderer.rs",
             "src/api/routes.rs",
+            "src/bandwidth/endpoint.rs",
+            "src/cli/bandwidth/mod.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",
             "src/daemon/client_traces/",
@@ -132,8 +134,8 @@ const RULES: [Rule; 13] = [
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        allowed_in: &["src/answering.rs", "src/loops/mod.rs"],
-        reason: "the only threads besides the runtime's are the measuring loops and the one that answers over connections",
+        allowed_in: &["src/answering.rs", "src/bandwidth/connections.rs", "src/loops/mod.rs"],
+        reason: "the only threads besides the runtime's are the measuring loops and those of connections",
     },
     Rule {
         root: "src",
@@ -218,7 +220,7 @@ const LAYERS: [Layers; 2] = [
         root: "proto/src",
         layers: &[
             &["dscp", "key", "prefix", "time"],
-            &["token_bucket"],
+            &["bandwidth", "token_bucket"],
             &["admission", "machine", "probe_budget", "schedule", "stats", "wire"],
             &["echo", "goodbye", "selection"],
             &["mtu", "trace"],
@@ -245,7 +247,7 @@ const LAYERS: [Layers; 2] = [
             &["answering", "clock", "keys", "loops", "resolver", "tls", "trace_log"],
             &["datagram", "http"],
             &["identity_poller", "quoted_headers", "settings", "stream", "websocket"],
-            &["discovery", "probe"],
+            &["bandwidth", "discovery", "probe"],
             &["echo", "roster", "trace"],
             &["fleet"],
             &["api"],

@@ -41,6 +41,17 @@ const CONFIGURATION: &[Row] = &[
         &["src/config/values.rs:LABELS_MAX", "src/config/values.rs:LABEL_CHARS_MAX"],
         "refused",
     ),
+    (
+        "bandwidth runs at a time, bytes and time of a run, bytes of all runs and of a path in a day",
+        &[
+            "src/config/bandwidth.rs:RUNS",
+            "src/config/bandwidth.rs:RUN_BYTES",
+            "src/config/bandwidth.rs:RUN_TIME",
+            "src/config/bandwidth.rs:DAY_BYTES",
+            "src/config/bandwidth.rs:PATH_DAY_BYTES",
+        ],
+        "defaults; a run waits, is refused with the limit, or is refused until midnight in UTC",
+    ),
     ("origins in `websocket.origins`", &["src/config/websocket.rs:ORIGINS_MAX"], "refused"),
     (
         "users of a web configuration file, cost of a hash",
@@ -306,6 +317,41 @@ const MEASURING: &[Row] = &[
 ];
 
 const ANSWERING: &[Row] = &[
+    (
+        "clients that wait for a bandwidth run, time until one that does not ask again has left",
+        &["proto/src/bandwidth/lease/mod.rs:WAITING_MAX", "proto/src/bandwidth/lease/mod.rs:ABSENT_AFTER"],
+        "refused with the time after which to try again",
+    ),
+    (
+        "time from a lease to its first connection",
+        &["proto/src/bandwidth/lease/mod.rs:ACTIVATION_MAX"],
+        "the lease expires",
+    ),
+    (
+        "data connections of a bandwidth run",
+        &["src/bandwidth/leases.rs:DATA_CONNECTIONS_MAX"],
+        "the run is refused",
+    ),
+    (
+        "connections that have not proven their lease yet",
+        &["src/bandwidth/responder.rs:UNPROVEN_MAX"],
+        "closed",
+    ),
+    (
+        "paths or clients in the ledger of bandwidth bytes",
+        &["proto/src/bandwidth/ledger.rs:LEDGER_PATHS_MAX"],
+        "runs of others are refused until midnight in UTC",
+    ),
+    (
+        "silence of the other end of a bandwidth run, end of a message",
+        &["src/bandwidth/endpoint.rs:SILENT_MAX", "src/bandwidth/control.rs:MESSAGE_TIME_MAX"],
+        "the run ends",
+    ),
+    (
+        "samples of a bandwidth run, echoes that watch it",
+        &["src/bandwidth/endpoint.rs:SAMPLES_MAX", "proto/src/bandwidth/harm.rs:DELAYS_MAX"],
+        "the last one is replaced; later ones are judged but not kept",
+    ),
     (
         "replies with a limited TTL that routers may still answer, probers that wait for their turn",
         &["proto/src/echo/responder/reverse.rs:PROBES_MAX", "proto/src/echo/responder/reverse.rs:TURNS_MAX"],

@@ -37,6 +37,7 @@ const MAPPINGS: &[Mapping] = &[
             ("tls", "HTTPS, served and requested."),
             ("responder", "Who is answered, and at what rate."),
             ("websocket", "The echo service at `/ws`."),
+            ("bandwidth", "What bandwidth runs may use of this host."),
             ("peers", "The other agents, and providers that list them. An entry for this agent is skipped."),
             ("targets", "Hosts without an agent, and providers that list them."),
             ("probes", "What is measured."),
@@ -82,6 +83,13 @@ const MAPPINGS: &[Mapping] = &[
         file: "websocket: {KEYS}",
         fields: &[("src/config/mod.rs", "WebSocketRules")],
         example: &["websocket:"],
+        elsewhere: &[],
+    },
+    Mapping {
+        title: "`bandwidth`",
+        file: "bandwidth: {KEYS}",
+        fields: &[("src/config/bandwidth.rs", "BandwidthRules")],
+        example: &["bandwidth:"],
         elsewhere: &[],
     },
     Mapping {

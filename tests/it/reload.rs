@@ -10,6 +10,7 @@ use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
 use pathmeter::api::routes::{AppState, metrics_renderer};
+use pathmeter::bandwidth::Leases;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};
@@ -266,9 +267,10 @@ async fn reload_is_accepted_from_loopback_or_with_the_key() {
         labels: std::collections::BTreeMap::new(),
         state_dir: None,
     };
-    let rules = config::load(b"", &context).unwrap().config.websocket;
+    let rules = config::load(b"", &context).unwrap().config;
     let app_state = Arc::new(AppState {
-        websocket: WebSocketResponder::new(rules, Arc::default()),
+        websocket: WebSocketResponder::new(rules.websocket, Arc::default()),
+        leases: Arc::new(Leases::new(rules.bandwidth, 3)),
         events: Arc::default(),
         traces: Arc::default(),
         trace_requests: mpsc::channel(1).0,

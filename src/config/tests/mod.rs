@@ -71,6 +71,15 @@ fn empty_file_configures_an_agent_that_only_answers() {
             rate_per_source: 10_000,
             sessions: 65_536,
         },
+        bandwidth: BandwidthRules {
+            enabled: true,
+            runs_max: 1,
+            rate_max: None,
+            run_bytes_max: 2_000_000_000,
+            run_time_max: Duration::from_secs(30),
+            bytes_per_day: 20_000_000_000,
+            path_bytes_per_day: 10_000_000_000,
+        },
         websocket: WebSocketRules {
             enabled: true,
             origins: Origins::Same,

@@ -16,6 +16,7 @@ use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
 use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::api::status::Status;
+use pathmeter::bandwidth::Leases;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};
@@ -250,13 +251,14 @@ async fn client_is_admitted_by_address_or_key() {
         labels: std::collections::BTreeMap::new(),
         state_dir: None,
     };
-    let rules = config::load(b"", &context).unwrap().config.websocket;
+    let rules = config::load(b"", &context).unwrap().config;
     let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = Arc::clone(&exporter.websocket);
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
     let app_state = Arc::new(AppState {
-        websocket: WebSocketResponder::new(rules, Arc::clone(&series)),
+        websocket: WebSocketResponder::new(rules.websocket, Arc::clone(&series)),
+        leases: Arc::new(Leases::new(rules.bandwidth, 3)),
         events: Arc::default(),
         traces: Arc::default(),
         trace_requests: mpsc::channel(1).0,

@@ -1,0 +1,327 @@
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::bandwidth::lease::LeaseId;
+use pathmeter_proto::bandwidth::throughput::Progress;
+use pathmeter_proto::bandwidth::{RunDirection, StopReason};
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::wire::bandwidth::ActivationStatus;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::config::{self, BandwidthRules, LoadContext};
+use crate::stream::responder::{ResponderLimits, StreamAccess, StreamResponder};
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Much longer than anything takes.
+const LONG: Duration = Duration::from_secs(60);
+
+pub(super) fn rules(yaml: &str) -> BandwidthRules {
+    let host = LoadContext {
+        name_override: None,
+        hostname: "fra-1".to_owned(),
+        labels: Default::default(),
+        state_dir: None,
+    };
+    config::load(format!("bandwidth: {{{yaml}}}").as_bytes(), &host).unwrap().config.bandwidth
+}
+
+pub(super) fn request(direction: RunDirection, connections: u16, bytes: u64) -> LeaseRequest {
+    LeaseRequest {
+        lease: None,
+        method: Method::Tcp,
+        direction,
+        connections,
+        bytes_max: Some(bytes),
+        seconds_max: 20,
+        rate_bytes_per_second: None,
+        dscp: 1,
+    }
+}
+
+/// A responder on loopback.
+struct Responder {
+    leases: Arc<Leases>,
+    address: SocketAddr,
+    prober: Arc<BulkConnections>,
+    _stop: watch::Sender<bool>,
+}
+
+impl Responder {
+    async fn start(yaml: &str) -> Self {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let leases = Arc::new(Leases::new(rules(yaml), address.port()));
+        let threads = Arc::<BulkConnections>::default();
+        let limits =
+            ResponderLimits { unverified: 4_096, unverified_per_source: 4_096, ..Default::default() };
+        let responder = StreamResponder::new(StreamAccess::default(), limits, Arc::default());
+        let responder = Arc::new(responder.with_bulk(threads.answer(Arc::clone(&leases))));
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(responder.serve(vec![listener], stopped));
+        Self { leases, address, prober: Arc::default(), _stop: stop }
+    }
+
+    fn grant(&self, request: &LeaseRequest) -> Grant {
+        match self.leases.request(HERE, request.clone()) {
+            LeaseAnswer::Granted(grant) => grant,
+            answer @ (LeaseAnswer::Waiting { .. } | LeaseAnswer::Refused { .. }) => panic!("{answer:?}"),
+        }
+    }
+
+    fn run(&self, request: &LeaseRequest, grant: &Grant) -> TcpRun {
+        let (lease, secret) = grant.decode().unwrap();
+        TcpRun {
+            to: self.address,
+            source: None,
+            dscp: Dscp::new(request.dscp).unwrap(),
+            lease,
+            secret,
+            direction: request.direction,
+            streams: request.connections,
+            bytes_max: grant.bytes_max,
+            duration: Duration::from_secs(request.seconds_max),
+            rate_max: grant.rate_bytes_per_second,
+        }
+    }
+
+    /// Runs on the thread for bulk connections of the prober.
+    fn spawn(
+        &self,
+        run: TcpRun,
+        supervise: impl FnMut(Progress) -> Option<StopReason> + Send + 'static,
+    ) -> impl Future<Output = Result<RunOutcome, RunError>> {
+        let running = self.prober.runtime().unwrap().spawn(run.run(supervise));
+        async { timeout(LONG, running).await.expect("the run ends").unwrap() }
+    }
+
+    async fn until_idle(&self) {
+        let deadline = Instant::now() + LONG;
+        while self.leases.counts().0 > 0 {
+            assert!(Instant::now() < deadline, "the lease does not end");
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_bytes_arrive_in_both_directions_over_any_number_of_connections() {
+    let responder = Responder::start("").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        for connections in [1, 3, 16] {
+            let request = request(direction, connections, 20_000_003);
+            let grant = responder.grant(&request);
+            let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
+            let case = format!("{direction:?} {connections}: {outcome:?}");
+            assert_eq!((outcome.bytes, outcome.stop_reason), (20_000_003, StopReason::Bytes), "{case}");
+            assert!(outcome.throughput.is_some_and(|rate| rate > 0), "{case}");
+            assert!(!outcome.sender.congestion_control.is_empty(), "{case}");
+            responder.until_idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn run_ends_when_its_time_is_over() {
+    let responder = Responder::start("").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let request = LeaseRequest { bytes_max: None, seconds_max: 1, ..request(direction, 2, 1) };
+        let grant = responder.grant(&request);
+        let run = responder.run(&request, &grant);
+        // Slow, so that the time ends it and not the bytes.
+        let run = TcpRun { rate_max: Some(10_000_000), duration: Duration::from_millis(300), ..run };
+        let outcome = responder.spawn(run, |_| None).await.unwrap();
+        let is_over = matches!(outcome.stop_reason, StopReason::Time | StopReason::Bytes);
+        assert!(is_over && outcome.bytes > 0, "{outcome:?}");
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn end_of_the_lease_stops_both_ends() {
+    let responder =
+        Responder::start("run_bytes_max: 900GB, bytes_per_day: 900GB, path_bytes_per_day: 900GB").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let request = request(direction, 4, 400_000_000_000);
+        let grant = responder.grant(&request);
+        let leases = Arc::clone(&responder.leases);
+        let supervise = move |progress: Progress| {
+            if progress.bytes > 0 {
+                leases.stop_all();
+            }
+            None
+        };
+        let outcome = responder.spawn(responder.run(&request, &grant), supervise).await.unwrap();
+        assert_eq!(outcome.stop_reason, StopReason::Lease, "{outcome:?}");
+        responder.until_idle().await;
+        // Bytes that were not used are available again.
+        responder.grant(&request);
+        responder.leases.stop_all();
+    }
+}
+
+#[tokio::test]
+async fn prober_can_stop_a_run_and_both_ends_name_the_reason() {
+    let responder = Responder::start("").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let request = request(direction, 1, 2_000_000_000);
+        let grant = responder.grant(&request);
+        let supervise = |progress: Progress| (progress.bytes > 0).then_some(StopReason::Delay);
+        let outcome = responder.spawn(responder.run(&request, &grant), supervise).await.unwrap();
+        assert_eq!(outcome.stop_reason, StopReason::Delay, "{outcome:?}");
+        assert_eq!(outcome.limited_by, LimitedBy::Path);
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn death_of_the_prober_ends_the_lease_and_the_next_run_works() {
+    let responder =
+        Responder::start("run_bytes_max: 900GB, bytes_per_day: 900GB, path_bytes_per_day: 900GB").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let big = request(direction, 2, 100_000_000_000);
+        let grant = responder.grant(&big);
+        let (sender, mut has_begun) = watch::channel(false);
+        let supervise = move |progress: Progress| {
+            sender.send_replace(progress.bytes > 0);
+            None
+        };
+        let runtime = responder.prober.runtime().unwrap();
+        let running = runtime.spawn(responder.run(&big, &grant).run(supervise));
+        timeout(LONG, has_begun.wait_for(|begun| *begun)).await.unwrap().unwrap();
+        running.abort();
+        responder.until_idle().await;
+        let small = request(direction, 1, 1_000_000);
+        let grant = responder.grant(&small);
+        let outcome = responder.spawn(responder.run(&small, &grant), |_| None).await.unwrap();
+        assert_eq!(outcome.bytes, 1_000_000);
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn death_of_the_responder_ends_the_run() {
+    // A responder that accepts everything and then closes.
+    let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let responder = Responder::start("").await;
+    let request = request(RunDirection::Forward, 1, 2_000_000_000);
+    let grant = responder.grant(&request);
+    let run = TcpRun { to, ..responder.run(&request, &grant) };
+    let relay = tokio::spawn(relay(listener, responder.address, 5_000_000));
+    let outcome = responder.spawn(run, |_| None).await.unwrap();
+    assert_eq!(outcome.stop_reason, StopReason::Peer, "{outcome:?}");
+    relay.abort();
+}
+
+/// Passes on the bytes of two connections, until one has passed on so many; then all are closed.
+async fn relay(listener: TcpListener, to: SocketAddr, bytes_max: usize) {
+    let mut pairs = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (mut from, _) = listener.accept().await.unwrap();
+        let mut to = TcpStream::connect(to).await.unwrap();
+        pairs.spawn(async move {
+            let (mut sent, mut down, mut up) = (0, vec![0; 65_536], vec![0; 65_536]);
+            while sent < bytes_max {
+                tokio::select! {
+                    read = from.read(&mut up) => match read {
+                        Ok(count) if count > 0 => {
+                            sent += count;
+                            to.write_all(&up[..count]).await.unwrap();
+                        }
+                        _ => return,
+                    },
+                    read = to.read(&mut down) => match read {
+                        Ok(count) if count > 0 => from.write_all(&down[..count]).await.unwrap(),
+                        _ => return,
+                    },
+                }
+            }
+        });
+    }
+    pairs.join_next().await;
+}
+
+#[tokio::test]
+async fn connections_without_a_valid_lease_are_refused() {
+    let responder = Responder::start("").await;
+    let request = request(RunDirection::Reverse, 1, 1_000_000);
+    let grant = responder.grant(&request);
+    let run = responder.run(&request, &grant);
+    let unknown = TcpRun { lease: LeaseId(run.lease.0 ^ 1), ..run.clone() };
+    let forged = TcpRun { secret: [0; 16], ..run.clone() };
+    let many = TcpRun { streams: 2, ..run.clone() };
+    for (run, expected) in [
+        (unknown, ActivationStatus::Invalid),
+        (forged, ActivationStatus::Unauthentic),
+        (many, ActivationStatus::Taken),
+    ] {
+        let error = responder.spawn(run, |_| None).await.unwrap_err();
+        let RunError::Refused { status, .. } = error else { panic!("{error}") };
+        assert_eq!(status, expected);
+    }
+    // The run with too many connections has used the lease.
+    responder.until_idle().await;
+    let error = responder.spawn(run, |_| None).await.unwrap_err();
+    assert!(matches!(error, RunError::Refused { status: ActivationStatus::Invalid, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn client_that_sends_more_than_its_lease_allows_is_stopped() {
+    let responder = Responder::start("").await;
+    let request = request(RunDirection::Forward, 1, 1_000_000);
+    let grant = responder.grant(&request);
+    let run = TcpRun { bytes_max: u64::MAX, ..responder.run(&request, &grant) };
+    let outcome = responder.spawn(run, |_| None).await.unwrap();
+    assert_eq!(outcome.stop_reason, StopReason::Bytes, "{outcome:?}");
+    responder.until_idle().await;
+}
+
+#[tokio::test]
+async fn eight_clients_run_together_and_further_ones_wait() {
+    let responder = Responder::start("runs_max: 8").await;
+    let request = request(RunDirection::Forward, 1, 200_000_000);
+    let grants: Vec<Grant> = (0..8).map(|_| responder.grant(&request)).collect();
+    let ninth = responder.leases.request(HERE, request.clone());
+    assert!(matches!(ninth, LeaseAnswer::Waiting { position: 1, .. }), "{ninth:?}");
+    let (sender, mut begun) = watch::channel(0_u32);
+    let sender = Arc::new(sender);
+    let runs: Vec<_> = grants
+        .iter()
+        .map(|grant| {
+            let (sender, mut has_begun) = (Arc::clone(&sender), false);
+            responder.spawn(responder.run(&request, grant), move |progress: Progress| {
+                if progress.bytes > 0 && !std::mem::replace(&mut has_begun, true) {
+                    sender.send_modify(|count| *count += 1);
+                }
+                None
+            })
+        })
+        .collect();
+    timeout(LONG, begun.wait_for(|count| *count == 8)).await.unwrap().unwrap();
+    for run in runs {
+        assert_eq!(run.await.unwrap().bytes, 200_000_000);
+    }
+    responder.until_idle().await;
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_runs_away() {
+    let responder = Responder::start("").await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(responder.address).await.unwrap();
+        stream.write_all(b"pmbw\x01\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0").await.unwrap();
+        silent.push(stream);
+    }
+    let request = request(RunDirection::Reverse, 1, 1_000_000);
+    let grant = responder.grant(&request);
+    let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
+    assert_eq!(outcome.bytes, 1_000_000);
+}

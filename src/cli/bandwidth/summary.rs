@@ -1,0 +1,241 @@
+//! The results of `probe bandwidth`, as text and as JSON.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pathmeter_proto::bandwidth::throughput::Progress;
+use pathmeter_proto::bandwidth::{RunDirection, StopReason};
+use serde_json::{Value, json};
+
+use crate::bandwidth::{LimitedBy, RunOutcome};
+
+/// The results of all runs.
+#[derive(Debug)]
+pub(super) struct Summary {
+    target: String,
+    address: SocketAddr,
+    /// Results of single runs, or of clients that measured at the same time.
+    results: Vec<ClientResult>,
+    is_concurrent: bool,
+}
+
+/// The result of one client.
+#[derive(Debug)]
+pub(super) struct ClientResult {
+    /// Its number, from 1.
+    pub(super) client: u16,
+    pub(super) direction: RunDirection,
+    /// The outcome, or why there is none.
+    pub(super) outcome: Result<RunOutcome, String>,
+}
+
+impl Summary {
+    pub(super) fn new(target: &str, address: SocketAddr) -> Self {
+        Self { target: target.to_owned(), address, results: Vec::new(), is_concurrent: false }
+    }
+
+    /// Adds a single run.
+    pub(super) fn add(&mut self, outcome: RunOutcome) {
+        self.results.push(ClientResult { client: 1, direction: outcome.direction, outcome: Ok(outcome) });
+    }
+
+    /// Adds the results of clients that measured at the same time.
+    pub(super) fn add_clients(&mut self, mut results: Vec<ClientResult>) {
+        results.sort_by_key(|result| result.client);
+        self.results.extend(results);
+        self.is_concurrent = true;
+    }
+
+    /// Whether a run did not begin, or nothing was received.
+    pub(super) fn has_failures(&self) -> bool {
+        let is_failure = |result: &ClientResult| !result.outcome.as_ref().is_ok_and(|run| run.bytes > 0);
+        self.results.is_empty() || self.results.iter().any(is_failure)
+    }
+
+    /// The results of one direction.
+    pub(super) fn text_of(&self, direction: RunDirection) -> String {
+        let results = self.results.iter().filter(|result| result.direction == direction);
+        match self.is_concurrent {
+            true => clients_text(direction, results),
+            false => results.filter_map(|result| result.outcome.as_ref().ok()).map(run_text).collect(),
+        }
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let result = |result: &ClientResult| {
+            let mut value = match &result.outcome {
+                Ok(outcome) => outcome.json(),
+                Err(error) => json!({"direction": result.direction.as_str(), "error": error}),
+            };
+            if self.is_concurrent {
+                value["client"] = result.client.into();
+            }
+            value
+        };
+        let results: Vec<Value> = self.results.iter().map(result).collect();
+        json!({"target": self.target, "address": self.address.ip().to_string(), "results": results})
+    }
+}
+
+/// The line that shows a run in progress.
+pub(super) fn live_line(
+    direction: RunDirection,
+    before: Progress,
+    now: Progress,
+    rtt: Option<Duration>,
+) -> String {
+    let nanos = now.at.since(before.at).as_nanos();
+    let bytes = u128::from(now.bytes.saturating_sub(before.bytes));
+    let rate = u64::try_from((bytes * 1_000_000_000).checked_div(nanos).unwrap_or(0)).unwrap_or(u64::MAX);
+    let (name, seconds) = (direction.as_str(), now.at.since(Default::default()).as_secs_f64());
+    let mut line = format!("{name}: {seconds:.1} s, {}, {}", megabits(rate), megabytes(now.bytes));
+    if let Some(rtt) = rtt {
+        let _ = write!(line, ", rtt {} ms", millis(rtt));
+    }
+    line
+}
+
+/// A run, in a few lines.
+fn run_text(run: &RunOutcome) -> String {
+    let relation = if run.is_capacity() { "" } else { "at least " };
+    let throughput =
+        run.throughput.map_or_else(|| "unknown".to_owned(), |rate| relation.to_owned() + &megabits(rate));
+    let (direction, streams, method) = (run.direction.as_str(), run.streams, run.method.as_str());
+    let connections = if streams == 1 { "1 connection".to_owned() } else { format!("{streams} connections") };
+    let control = match run.sender.congestion_control.as_str() {
+        "" => String::new(),
+        name => format!(", {name}"),
+    };
+    let mut text = format!(
+        "{direction}: {throughput} ({method}, {connections}{control})\n  {} in {:.2} s; {}; {}\n",
+        megabytes(run.bytes),
+        run.duration.as_secs_f64(),
+        stopped(run.stop_reason),
+        limit(run.limited_by),
+    );
+    let _ = write!(text, "  {} segments sent again", run.sender.retransmits);
+    if let Some(ratio) = run.loss_ratio() {
+        let _ = write!(text, " ({:.3} % of the bytes)", ratio * 100.0);
+    }
+    text.push('\n');
+    match run.latency {
+        Some(latency) => {
+            let _ = write!(
+                text,
+                "  rtt {} ms idle, {} ms under load; added delay {} ms",
+                millis(latency.idle_rtt),
+                millis(latency.loaded_rtt),
+                millis(latency.added_delay),
+            );
+            if let Some(one_way) = latency.added_one_way {
+                let (forward, reverse) = (millis(one_way.forward), millis(one_way.reverse));
+                let _ = write!(text, " (forward {forward}, reverse {reverse})");
+            }
+            let (rpm, confidence) = (latency.round_trips_per_minute, latency.confidence.as_str());
+            let _ = writeln!(text, "; {rpm} round trips per minute ({confidence} confidence)");
+        }
+        None => text.push_str("  latency unknown: no replies\n"),
+    }
+    text
+}
+
+/// The clients of one direction: their sum, and what went wrong.
+fn clients_text<'a>(direction: RunDirection, results: impl Iterator<Item = &'a ClientResult>) -> String {
+    let (mut all, mut rates, mut bytes, mut failures) =
+        (0_usize, Vec::new(), 0_u64, Vec::<(&str, usize)>::new());
+    for result in results {
+        all += 1;
+        match &result.outcome {
+            Ok(run) => {
+                rates.extend(run.throughput);
+                bytes = bytes.saturating_add(run.bytes);
+            }
+            Err(error) => match failures.iter_mut().find(|(known, _)| known == error) {
+                Some((_, count)) => *count += 1,
+                None => failures.push((error, 1)),
+            },
+        }
+    }
+    rates.sort_unstable();
+    let failed: usize = failures.iter().map(|(_, count)| count).sum();
+    let mut text =
+        format!("{}: {} of {all} clients measured, {}", direction.as_str(), all - failed, megabytes(bytes));
+    if let (Some(least), Some(most)) = (rates.first(), rates.last()) {
+        let median = rates[rates.len() / 2];
+        let _ = write!(
+            text,
+            "\n  throughput min/median/max {}/{}/{}",
+            megabits(*least),
+            megabits(median),
+            megabits(*most)
+        );
+    }
+    text.push('\n');
+    for (error, count) in failures {
+        let _ = writeln!(text, "  {count} failed: {error}");
+    }
+    text
+}
+
+const fn stopped(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Bytes => "all bytes sent",
+        StopReason::Time => "time over",
+        StopReason::Delay => "stopped: other traffic was delayed",
+        StopReason::Loss => "stopped: other traffic was lost",
+        StopReason::Lease => "stopped: the lease has ended",
+        StopReason::Peer => "stopped: the other agent ended it or stopped answering",
+        StopReason::Operator => "stopped by the user",
+    }
+}
+
+const fn limit(by: LimitedBy) -> &'static str {
+    match by {
+        LimitedBy::Path => "limited by the path",
+        LimitedBy::Sender => "limited by the sending host",
+        LimitedBy::Receiver => "limited by the receiving host",
+        LimitedBy::RateMax => "limited by the maximum rate",
+        LimitedBy::Unknown => "what limited it is unknown",
+    }
+}
+
+/// A rate in Mbit/s.
+fn megabits(bytes_per_second: u64) -> String {
+    format!("{} Mbit/s", decimal(u128::from(bytes_per_second) * 8, 1_000_000))
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", decimal(bytes.into(), 1_000_000))
+}
+
+fn millis(span: Duration) -> String {
+    decimal(span.as_nanos(), 1_000_000)
+}
+
+/// A quotient with about four digits.
+fn decimal(value: u128, unit: u128) -> String {
+    let (whole, thousandths) = (value / unit, value % unit * 1_000 / unit);
+    match whole {
+        0..10 => format!("{whole}.{thousandths:03}"),
+        10..100 => format!("{whole}.{:02}", thousandths / 10),
+        100..1_000 => format!("{whole}.{}", thousandths / 100),
+        1_000.. => whole.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_about_four_digits() {
+        for (bytes, text) in
+            [(0, "0.000"), (1_234_567, "1.234"), (12_345_678, "12.34"), (123_456_789, "123.4")]
+        {
+            assert_eq!(megabytes(bytes), format!("{text} MB"));
+        }
+        assert_eq!(megabits(1_250_000_000), "10000 Mbit/s");
+        assert_eq!(millis(Duration::from_micros(12)), "0.012");
+    }
+}
