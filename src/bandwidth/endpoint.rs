@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::control::{Control, ControlError};
 use super::transfer::{self, ByteCount};
 use crate::clock::Clock;
-use crate::stream::read_tcp_info;
+use crate::stream::{delivered_bytes, read_tcp_info};
 
 /// What one end of a run does.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ pub(super) struct EndpointOutcome {
     pub(super) own: RunResult,
     /// The result of the other end; `None` if it was not received.
     pub(super) other: Option<RunResult>,
-    /// What the receiver had received, by its own clock.
+    /// What had arrived at the receiver, in order or not, as the sender knows it by its own clock.
     pub(super) samples: Vec<Progress>,
 }
 
@@ -47,11 +47,11 @@ pub(super) struct EndpointOutcome {
 /// loss of its lease.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Ticks between two messages about the progress, in the first three seconds and later. They also show that
-/// the other end is alive. Chosen: a run that is stopped soon needs more of them, and 50/s use 50 kbit/s.
+/// Ticks between two messages about the progress, in the first second and later. They also show that
+/// the other end is alive. Chosen: a run that is stopped soon needs more of them, and 10/s use 10 kbit/s.
 const TICKS_PER_MESSAGE: u32 = 2;
 const TICKS_PER_MESSAGE_LATER: u32 = 10;
-const LATER: u32 = 300;
+const LATER: u32 = 100;
 
 /// An end that has sent nothing for this long is taken for dead. Chosen: longer than the queue of a slow link
 /// delays a message.
@@ -128,8 +128,10 @@ impl Endpoint {
             tokio::select! {
                 _ = ticker.tick() => {
                     let progress = self.progress();
-                    if !self.plan.is_sender {
-                        self.add_sample(progress);
+                    let mut message = progress;
+                    if self.plan.is_sender {
+                        message.bytes = self.delivered();
+                        self.add_sample(message);
                     }
                     if let Some(reason) = supervise(progress) {
                         // If it is not received, the other end sees the end of the connections.
@@ -141,7 +143,7 @@ impl Endpoint {
                     }
                     let every = if ticks < LATER { TICKS_PER_MESSAGE } else { TICKS_PER_MESSAGE_LATER };
                     let is_silent = Clock::now().since(received_at) > SILENT_MAX;
-                    if is_silent || ticks.is_multiple_of(every) && !send_progress(control, progress).await {
+                    if is_silent || ticks.is_multiple_of(every) && !send_progress(control, message).await {
                         return StopReason::Peer;
                     }
                     ticks += 1;
@@ -165,7 +167,7 @@ impl Endpoint {
     fn on_message(&mut self, message: Result<RunMessage, ControlError>) -> Option<StopReason> {
         match message {
             Ok(RunMessage::Progress { bytes, nanos }) => {
-                if self.plan.is_sender {
+                if !self.plan.is_sender {
                     self.add_sample(Progress { at: Timestamp::from_nanos(nanos), bytes });
                 }
                 None
@@ -186,11 +188,11 @@ impl Endpoint {
     /// Ends the connections and exchanges the results.
     async fn finish(mut self, mut control: Control, reason: StopReason) -> EndpointOutcome {
         let ended = self.progress();
-        if !self.plan.is_sender {
-            self.add_sample(ended);
-        }
-        let sender = if self.plan.is_sender { self.sender_statistics() } else { SenderStatistics::default() };
-        let own = RunResult { reason, bytes: ended.bytes, nanos: ended.at.as_nanos(), sender };
+        let (bytes, sender) = match self.plan.is_sender {
+            true => (self.delivered(), self.sender_statistics()),
+            false => (ended.bytes, SenderStatistics::default()),
+        };
+        let own = RunResult { reason, bytes, nanos: ended.at.as_nanos(), sender };
         let wait = match reason {
             StopReason::Bytes if self.plan.is_sender => DRAIN_AFTER_BYTES,
             StopReason::Bytes => RESULT_WAIT,
@@ -231,13 +233,11 @@ impl Endpoint {
             // Without it, the outcome has only what this end knows.
             let _ = timeout(wait, result).await;
         }
-        if self.plan.is_sender
-            && let Some(received) = &self.other
-        {
-            let last = Progress { at: Timestamp::from_nanos(received.nanos), bytes: received.bytes };
+        self.reset().await;
+        if let Some(sent) = if self.plan.is_sender { Some(&own) } else { self.other.as_ref() } {
+            let last = Progress { at: Timestamp::from_nanos(sent.nanos), bytes: sent.bytes };
             self.add_sample(last);
         }
-        self.reset().await;
         EndpointOutcome { own, other: self.other, samples: self.samples }
     }
 
@@ -253,6 +253,11 @@ impl Endpoint {
     fn progress(&self) -> Progress {
         let at = Timestamp::from_nanos(nanos(Clock::now().since(self.start)));
         Progress { at, bytes: self.bytes.done() }
+    }
+
+    /// Bytes that have arrived at the other end, over all connections.
+    fn delivered(&self) -> u64 {
+        self.data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum()
     }
 
     fn add_sample(&mut self, sample: Progress) {

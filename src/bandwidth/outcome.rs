@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pathmeter_proto::bandwidth::harm::LoadedLatency;
-use pathmeter_proto::bandwidth::throughput::steady_rate;
+use pathmeter_proto::bandwidth::throughput::{SteadyRate, steady_rate};
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::wire::bandwidth::{RunResult, SenderStatistics};
 use serde_json::{Value, json};
@@ -20,8 +20,9 @@ pub struct RunOutcome {
     pub method: Method,
     /// Data connections.
     pub streams: u16,
-    /// Bytes of payload per second after the slow start; `None` if too little was received.
-    pub throughput: Option<u64>,
+    /// Bytes of payload per second after the slow start, and the time that it is the mean of; `None` if too
+    /// little was received.
+    pub steady: Option<SteadyRate>,
     /// Bytes of payload that the receiver received.
     pub bytes: u64,
     /// From the start to the last byte, by the clock of the receiver.
@@ -77,6 +78,10 @@ const LOSS_LIMITED_ONE_IN: u64 = 1_000;
 /// by less.
 const QUEUE_DELAY_MIN: Duration = Duration::from_millis(2);
 
+/// A shorter part of a run says too little about the capacity. Chosen: within some percent of it in the lab.
+const CAPACITY_SPAN_MIN: Duration = Duration::from_millis(80);
+const CAPACITY_BYTES_MIN: u128 = 50 * 1_448;
+
 /// A run has reached its limit of the rate from this part of it on, in percent. Chosen: the kernel counts
 /// headers, which the throughput leaves out.
 const RATE_PERCENT: u64 = 90;
@@ -96,8 +101,7 @@ impl RunOutcome {
             RunDirection::Forward => (Some(&own), other.as_ref()),
             RunDirection::Reverse => (other.as_ref(), Some(&own)),
         };
-        let throughput =
-            steady_rate(&samples).map(|steady| steady.bytes_per_second).filter(|_| last.bytes > 0);
+        let steady = steady_rate(&samples).filter(|_| last.bytes > 0);
         let statistics = sender.map(|sender| sender.sender.clone()).unwrap_or_default();
         let stop_reason = stop_reason(&own, other.as_ref());
         let duration = Duration::from_nanos(received.map_or(last.at.as_nanos(), |result| result.nanos));
@@ -106,16 +110,16 @@ impl RunOutcome {
                 .is_some_and(|max| u128::from(throughput) * 100 >= u128::from(max) * u128::from(RATE_PERCENT))
         };
         let bytes = received.map_or(last.bytes, |result| result.bytes);
-        let limited_by = match (stop_reason, throughput) {
+        let limited_by = match (stop_reason, steady) {
             (StopReason::Delay | StopReason::Loss, _) => LimitedBy::Path,
-            (_, Some(throughput)) if is_at_rate_max(throughput) => LimitedBy::RateMax,
+            (_, Some(steady)) if is_at_rate_max(steady.bytes_per_second) => LimitedBy::RateMax,
             (_, _) => limit_of(&statistics, bytes, duration),
         };
         Self {
             direction,
             method: Method::Tcp,
             streams,
-            throughput,
+            steady,
             bytes,
             duration,
             stop_reason,
@@ -138,7 +142,17 @@ impl RunOutcome {
     /// Whether the throughput is the capacity of the path. Otherwise the capacity is at least the throughput.
     #[must_use]
     pub fn is_capacity(&self) -> bool {
-        self.limited_by == LimitedBy::Path && self.throughput.is_some()
+        let is_long = |steady: SteadyRate| {
+            let bytes = u128::from(steady.bytes_per_second) * steady.span.as_millis() / 1_000;
+            steady.span >= CAPACITY_SPAN_MIN && bytes >= CAPACITY_BYTES_MIN
+        };
+        self.limited_by == LimitedBy::Path && self.steady.is_some_and(is_long)
+    }
+
+    /// Bytes of payload per second after the slow start; `None` if too little was received.
+    #[must_use]
+    pub fn throughput(&self) -> Option<u64> {
+        self.steady.map(|steady| steady.bytes_per_second)
     }
 
     /// The part of the payload that was sent again; `None` if nothing was received.
@@ -159,7 +173,7 @@ impl RunOutcome {
         json!({
             "direction": self.direction.as_str(),
             "method": self.method.as_str(),
-            "throughput_bytes_per_second": self.throughput,
+            "throughput_bytes_per_second": self.throughput(),
             "bytes": self.bytes,
             "duration_seconds": self.duration.as_secs_f64(),
             "stop_reason": self.stop_reason.as_str(),

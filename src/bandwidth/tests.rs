@@ -120,7 +120,7 @@ async fn all_bytes_arrive_in_both_directions_over_any_number_of_connections() {
             let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
             let case = format!("{direction:?} {connections}: {outcome:?}");
             assert_eq!((outcome.bytes, outcome.stop_reason), (20_000_003, StopReason::Bytes), "{case}");
-            assert!(outcome.throughput.is_some_and(|rate| rate > 0), "{case}");
+            assert!(outcome.throughput().is_some_and(|rate| rate > 0), "{case}");
             assert!(!outcome.sender.congestion_control.is_empty(), "{case}");
             responder.until_idle().await;
         }

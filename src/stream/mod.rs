@@ -41,7 +41,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use dial::{Dial, StreamProtocol};
 pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
-pub(crate) use kernel::tcp_info as read_tcp_info;
+pub(crate) use kernel::{delivered_bytes, tcp_info as read_tcp_info};
 pub use shared_connection::{OwnFlowStatus, Refusal, SharedConnection};
 pub use tcp_trace::OwnFlow;
 

@@ -52,10 +52,14 @@ pub fn steady_rate(samples: &[Progress]) -> Option<SteadyRate> {
     Some(SteadyRate { bytes_per_second: rate(*begin, *last)?, span: last.at.since(begin.at) })
 }
 
-/// The last sample at or before `when`; `samples` is not empty.
+/// The bytes at `when`, between the samples before and after it; `samples` is not empty.
 fn at(samples: &[Progress], when: Timestamp) -> Progress {
     let after = samples.partition_point(|sample| sample.at <= when);
-    samples[after.saturating_sub(1)]
+    let before = samples[after.saturating_sub(1)];
+    let Some(next) = samples.get(after).filter(|_| after > 0) else { return before };
+    let (part, whole) = (when.since(before.at).as_nanos(), next.at.since(before.at).as_nanos());
+    let more = u128::from(next.bytes.saturating_sub(before.bytes)) * part / whole.max(1);
+    Progress { at: when, bytes: before.bytes + u64::try_from(more).unwrap_or(0) }
 }
 
 /// Bytes per second between two samples; `None` if they have the same time.
@@ -102,6 +106,15 @@ mod tests {
     fn run_that_is_mostly_slow_start_has_the_rate_of_its_end() {
         let steady = steady_rate(&samples(30, STEP, |step| 100_000.min(1 << step))).unwrap();
         assert!((9_500_000..=10_000_000).contains(&steady.bytes_per_second), "{steady:?}");
+    }
+
+    #[test]
+    fn rare_samples_give_the_same_rate() {
+        let all = samples(200, STEP, |step| 100_000.min(100 << step.min(30)));
+        let rare: Vec<Progress> = all.iter().copied().step_by(8).collect();
+        let (all, rare) = (steady_rate(&all).unwrap(), steady_rate(&rare).unwrap());
+        let difference = all.bytes_per_second.abs_diff(rare.bytes_per_second);
+        assert!(difference * 100 <= all.bytes_per_second, "{all:?} {rare:?}");
     }
 
     #[test]

@@ -65,9 +65,9 @@ pub enum RunMessage {
     },
     /// All data connections are open: the sender begins.
     Start,
-    /// What the receiver has received.
+    /// How far the run is. It also shows that the end is alive.
     Progress {
-        /// Bytes over all data connections.
+        /// Bytes over all data connections: received in order; or, from a sender, known to have arrived.
         bytes: u64,
         /// Nanoseconds since the start.
         nanos: u64,
@@ -97,9 +97,9 @@ pub enum ActivationStatus {
 pub struct RunResult {
     /// Why it ended.
     pub reason: StopReason,
-    /// Bytes of payload over all data connections.
+    /// Bytes of payload over all data connections: received in order; or, from a sender, known to have arrived.
     pub bytes: u64,
-    /// Nanoseconds from the start to the last byte.
+    /// Nanoseconds from the start to the end.
     pub nanos: u64,
     /// Sender's statistics; zeros from a receiver.
     pub sender: SenderStatistics,

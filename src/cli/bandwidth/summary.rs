@@ -100,7 +100,7 @@ pub(super) fn live_line(
 fn run_text(run: &RunOutcome) -> String {
     let relation = if run.is_capacity() { "" } else { "at least " };
     let throughput =
-        run.throughput.map_or_else(|| "unknown".to_owned(), |rate| relation.to_owned() + &megabits(rate));
+        run.throughput().map_or_else(|| "unknown".to_owned(), |rate| relation.to_owned() + &megabits(rate));
     let (direction, streams, method) = (run.direction.as_str(), run.streams, run.method.as_str());
     let connections = if streams == 1 { "1 connection".to_owned() } else { format!("{streams} connections") };
     let control = match run.sender.congestion_control.as_str() {
@@ -148,7 +148,7 @@ fn clients_text<'a>(direction: RunDirection, results: impl Iterator<Item = &'a C
         all += 1;
         match &result.outcome {
             Ok(run) => {
-                rates.extend(run.throughput);
+                rates.extend(run.throughput());
                 bytes = bytes.saturating_add(run.bytes);
             }
             Err(error) => match failures.iter_mut().find(|(known, _)| known == error) {

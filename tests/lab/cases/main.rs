@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agent;
+mod bandwidth;
 mod client_traces;
 mod discovery;
 mod equal_cost;
@@ -186,6 +187,10 @@ fn lab_trials() -> Vec<Trial> {
         trial("two_labs_at_once", lab_guarantees::two_labs_at_once),
         trial("unprivileged", lab_guarantees::unprivileged),
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
+        repeatable("bandwidth_capacity", bandwidth::capacity),
+        repeatable("bandwidth_capacities", bandwidth::capacities).with_ignored_flag(is_short),
+        trial("bandwidth_harm", bandwidth::harm),
+        trial("bandwidth_killed", bandwidth::killed),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
         repeatable("trace_late_answers", trace_answers::late),
