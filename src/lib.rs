@@ -4,6 +4,7 @@
 pub mod answering;
 pub mod api;
 pub mod bandwidth;
+pub mod bulk;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -11,6 +11,9 @@ impl Dscp {
     /// Best effort, used when no class is configured.
     pub const DEFAULT: Self = Self(0);
 
+    /// Lower effort, which gives way to all other traffic (RFC 8622).
+    pub const LOWER_EFFORT: Self = Self(1);
+
     /// A code point from its number; `None` above 63.
     #[must_use]
     pub const fn new(value: u8) -> Option<Self> {

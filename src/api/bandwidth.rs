@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::response::{json, text};
 use super::status::{SignatureStatus, Status};
-use crate::bandwidth::{LeaseAnswer, LeaseRequest, Leases, RefusalReason};
+use crate::bulk::{LeaseAnswer, LeaseRequest, Leases, RefusalReason};
 use crate::http::server::Body;
 
 /// Answers a request for a lease.
@@ -36,9 +36,8 @@ pub(super) fn lease(
     };
     let (code, retry_after) = match &answer {
         LeaseAnswer::Granted(_) => (StatusCode::OK, None),
-        LeaseAnswer::Waiting { repeat_after_seconds, .. } => {
-            (StatusCode::ACCEPTED, Some(*repeat_after_seconds))
-        }
+        // The header has whole seconds, and the client must be faster.
+        LeaseAnswer::Waiting { .. } => (StatusCode::ACCEPTED, None),
         LeaseAnswer::Refused { reason, retry_after_seconds, .. } => {
             (status_of(*reason), *retry_after_seconds)
         }
@@ -65,6 +64,8 @@ const fn status_of(reason: RefusalReason) -> StatusCode {
         RefusalReason::NotAllowed | RefusalReason::Disabled => StatusCode::FORBIDDEN,
         RefusalReason::TooLarge => StatusCode::BAD_REQUEST,
         RefusalReason::Budget | RefusalReason::QueueFull => StatusCode::TOO_MANY_REQUESTS,
-        RefusalReason::Stopping | RefusalReason::Other => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalReason::Stopping | RefusalReason::Stopped | RefusalReason::Other => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }

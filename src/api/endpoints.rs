@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hyper::Method;
 
-use crate::bandwidth::LEASES;
+use crate::bulk::LEASES;
 
 /// Polled by other agents; answered without leaving the connection's thread.
 pub(super) const PING: &str = "/api/v1/ping";

@@ -29,7 +29,7 @@ use super::response::{json, json_or_problem, text, with_type};
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
 use super::traces;
-use crate::bandwidth::{LEASES, Leases};
+use crate::bulk::{LEASES, Leases};
 use crate::event_log::{EventFeed, EventLog, FeedLimit, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};

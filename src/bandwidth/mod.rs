@@ -1,24 +1,61 @@
-//! Bandwidth runs: leases, the thread that runs them, and both ends of a run.
-//!
-//! A prober requests a lease over HTTP (`lease_client`), the responder decides (`leases`), and the
-//! connections of the run are opened to the agent port, where the responder recognises them and passes them
-//! to the thread for bulk connections (`connections`). There both ends do the same (`endpoint`): one sends,
-//! the other receives.
+//! Bandwidth probes: how fast a path is, and what a load does to its latency.
 
-mod connections;
-mod control;
-mod endpoint;
-mod lease_client;
-mod leases;
-mod outcome;
-mod prober;
-mod responder;
-#[cfg(test)]
-mod tests;
-mod transfer;
+pub mod latency;
+mod path;
+mod plan;
+pub mod run;
+mod task;
 
-pub use connections::BulkConnections;
-pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace};
-pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, Method, RefusalReason};
-pub use outcome::{LimitedBy, RunOutcome};
-pub use prober::{RunError, TcpRun};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::config::Probe;
+use crate::config::bandwidth::Bandwidth;
+use crate::config::echo::Echo;
+use crate::config::probe_options::Argument;
+use crate::echo::EchoPlan;
+use crate::http::client::authority;
+use crate::metrics::AnySeries;
+use crate::probe::{Groups, Plan, ProbeKind, Remote};
+use crate::settings::Settings;
+
+use self::plan::BandwidthPlan;
+
+impl ProbeKind for Bandwidth {
+    fn plan(
+        &self,
+        probe: &Probe,
+        remote: &Remote<'_>,
+        address: IpAddr,
+        settings: &Settings,
+    ) -> Box<dyn Plan> {
+        let (http_port, agent_port, name, https) = match remote {
+            Remote::Peer(peer) => (peer.http_port, peer.agent_port, &peer.address, peer.https.clone()),
+            // `check_kind` refuses targets.
+            Remote::Target(target) => (target.port, target.port, &target.address, None),
+        };
+        let dscp = ("dscp", Argument::Text(probe.dscp.to_string()));
+        let mut echo = latency::echo_probe(vec![dscp]).expect("the name of a DSCP is valid");
+        echo.source = probe.source;
+        let kind = echo.kind.downcast::<Echo>().expect("the options describe an echo probe");
+        Box::new(BandwidthPlan {
+            to: SocketAddr::new(address, agent_port),
+            http: SocketAddr::new(address, http_port),
+            host: authority(name, http_port),
+            https,
+            source: probe.source,
+            dscp: probe.dscp,
+            interval: probe.interval,
+            bandwidth: self.clone(),
+            echo: EchoPlan::new(&echo, &Arc::new(kind.clone()), remote, address, settings),
+        })
+    }
+
+    fn probe_series(&self, _: &Probe) -> Vec<Arc<dyn AnySeries>> {
+        Vec::new()
+    }
+
+    fn groups(&self) -> Option<Box<dyn Groups>> {
+        None
+    }
+}

@@ -11,7 +11,7 @@ use pathmeter_proto::wire::stamp;
 
 use super::tls::{TlsArguments, scheme};
 use super::{Failure, IdentityArguments, host};
-use crate::bandwidth::LeaseClient;
+use crate::bulk::LeaseClient;
 use crate::config::defaults::{AGENT_PORT, HTTP_PORT, REFLECTOR_PORT, STAMP_PORT};
 use crate::config::echo::transport::Transport;
 use crate::config::probe_options::Argument;
@@ -27,7 +27,7 @@ use crate::settings::Settings;
 /// How a command finds and reaches its target.
 #[derive(Debug, Args)]
 pub(super) struct TargetArguments {
-    /// DSCP: a number or a name such as ef; by default best effort, and le for bandwidth
+    /// DSCP: a number or a name such as ef (default: best effort; of bandwidth: le)
     #[arg(long)]
     pub(super) dscp: Option<String>,
     /// Address family

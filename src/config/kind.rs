@@ -4,6 +4,8 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::dscp::Dscp;
+
 use super::hosts::DeclaredHost;
 use super::reader::MappingReader;
 use super::{Kind, Listen, Target};
@@ -36,6 +38,9 @@ pub(super) trait KindReader {
 
     /// The default interval.
     fn interval_default(&self) -> Duration;
+
+    /// The default DSCP.
+    fn dscp_default(&self) -> Dscp;
 
     /// Checks that a target can be measured; if not, returns what is wrong and the remedy.
     fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)>;

@@ -4,7 +4,7 @@
 //! [`web::load`] that of a web config file. Neither opens a socket, resolves a name or reads another file, so
 //! a configuration can be checked on a different machine.
 
-mod bandwidth;
+pub mod bandwidth;
 pub mod defaults;
 mod diagnostic;
 pub mod discovery;
@@ -360,6 +360,8 @@ pub enum Kind {
     Echo(Arc<echo::Echo>),
     /// The routes of an echo probe's flows.
     Trace(trace::Trace),
+    /// Throughput, and latency under load.
+    Bandwidth(bandwidth::Bandwidth),
     /// Counts replies; in tests only.
     #[cfg(test)]
     Sample(sample::Sample),
@@ -372,6 +374,7 @@ impl Kind {
         match self {
             Self::Echo(echo) => &**echo,
             Self::Trace(trace) => trace,
+            Self::Bandwidth(bandwidth) => bandwidth,
             #[cfg(test)]
             Self::Sample(sample) => sample,
         }

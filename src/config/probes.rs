@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::selection::Zones;
 
+use super::bandwidth;
 use super::defaults::ZONE_LABEL;
 use super::diagnostic::{nearest, quoted};
 use super::echo;
@@ -58,17 +58,20 @@ fn reader(
     enum Name {
         Echo,
         Trace,
+        Bandwidth,
         #[cfg(test)]
         Sample,
     }
     const KINDS: &[(&str, Name)] = &[
         ("echo", Name::Echo),
         ("trace", Name::Trace),
+        ("bandwidth", Name::Bandwidth),
         #[cfg(test)]
         ("sample", Name::Sample),
     ];
     match section.key("kind", |value| value.one_of(KINDS)).or(Name::Echo)? {
         Name::Echo => echo::reader(section).map(|reader| (reader, None)),
+        Name::Bandwidth => Some((Box::new(bandwidth::BandwidthReader), None)),
         Name::Trace => trace::followed(section, probes).map(|(reader, probe)| (reader, Some(probe))),
         #[cfg(test)]
         Name::Sample => Some((Box::new(super::sample::SampleReader), None)),
@@ -90,7 +93,7 @@ pub(super) fn probe<'a>(
         let kind = reader.read(section, context.listen);
         return Some(Probe { name: name?.to_owned(), interval: interval?, kind: kind?, ..followed });
     }
-    let dscp = section.key("dscp", dscp).or(Dscp::DEFAULT);
+    let dscp = section.key("dscp", dscp).or(reader.dscp_default());
     let source = section.key("source", source).optional();
     let family = section.key("family", |value| value.one_of(&FAMILIES)).or(FamilyChoice::Auto);
     let kind = reader.read(section, context.listen);

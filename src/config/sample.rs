@@ -4,6 +4,8 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::dscp::Dscp;
+
 use super::hosts::DeclaredHost;
 use super::kind::{KindConfig, KindReader};
 use super::reader::MappingReader;
@@ -50,6 +52,10 @@ impl KindReader for SampleReader {
 
     fn interval_default(&self) -> Duration {
         Duration::from_millis(10)
+    }
+
+    fn dscp_default(&self) -> Dscp {
+        Dscp::DEFAULT
     }
 
     fn check_target(&self, _: &DeclaredHost) -> Result<(), (String, String)> {

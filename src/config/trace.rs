@@ -4,6 +4,7 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::probe_budget::{ProbeLimits, TokenRate};
 use pathmeter_proto::trace::ProbeProtocol;
 
@@ -201,6 +202,10 @@ impl KindReader for TraceReader {
 
     fn interval_default(&self) -> Duration {
         INTERVAL
+    }
+
+    fn dscp_default(&self) -> Dscp {
+        Dscp::DEFAULT
     }
 
     fn check_target(&self, _: &DeclaredHost) -> Result<(), (String, String)> {

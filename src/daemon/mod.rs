@@ -47,7 +47,7 @@ use self::supervision::Supervision;
 use crate::answering;
 use crate::api::routes::{AppState, ReloadRequest, TraceRequest, WantedTrace, metrics_renderer};
 use crate::api::status::Status;
-use crate::bandwidth::{BulkConnections, Leases};
+use crate::bulk::{Bulk, Leases};
 use crate::clock::Clock;
 use crate::config::{LoadContext, LogFormat, SeriesLevel};
 use crate::datagram::{self, Access, Service, ServiceTasks, TimestampMatching};
@@ -176,14 +176,13 @@ impl Daemon {
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
         let leases = Arc::new(Leases::new(settings.config.bandwidth.clone(), ports.agent));
-        let bulk_connections = Arc::<BulkConnections>::default();
+        let bulk = Bulk { threads: Arc::default(), leases: Arc::clone(&leases) };
         let stream_responder = stream::responder::StreamResponder::new(
             stream_access,
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         );
-        let stream_responder =
-            Arc::new(stream_responder.with_bulk(bulk_connections.answer(Arc::clone(&leases))));
+        let stream_responder = Arc::new(stream_responder.with_bulk(bulk.threads.answer(Arc::clone(&leases))));
         let access = Access { policy, keys: settings.keys.mesh.clone() };
         let agent_port = Service {
             sockets: agent_sockets,
@@ -269,6 +268,7 @@ impl Daemon {
                     traces: Arc::clone(&traces),
                     quoted_headers: Arc::clone(&quoted_headers),
                     own_flow: OwnFlowPermission::default(),
+                    bulk,
                 },
             },
             client_traces: ClientTraces::new(random()?),

@@ -1,21 +1,22 @@
 //! The plan of an echo path.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{EchoSpec, Quirks, StreamSpec, WireFormat};
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, StreamSpec, WireFormat};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::wire;
 
+use super::task::DatagramEcho;
 use crate::config::Probe;
 use crate::config::defaults::{PING_PATH, WEBSOCKET_PATH};
 use crate::config::echo::Echo;
 use crate::config::echo::transport::{PathMtu, Transport};
-use crate::datagram::SourceChoice;
+use crate::datagram::{NewTask, SourceChoice};
 use crate::http::auth::Signer;
 use crate::keys::KeyChoice;
 use crate::metrics::echo::EchoSeries;
@@ -178,6 +179,34 @@ impl EchoPlan {
             known,
             seed: mix(start.seed),
         })
+    }
+
+    /// The task that sends these datagrams and passes its reports on, without series; `None` if the path is
+    /// measured over connections.
+    #[must_use]
+    pub fn observed_task(
+        &self,
+        keys: Option<Arc<Keys>>,
+        seed: u64,
+        reports: mpsc::Sender<EchoReport>,
+    ) -> Option<NewTask> {
+        let (spec, source) = self.datagrams(keys, None, seed)?;
+        let series = Arc::new(EchoSeries::new("", "", "", self.flows().into()));
+        let echo = DatagramEcho {
+            spec,
+            source,
+            series,
+            path_mtu: None,
+            reports: Some(reports),
+            followed: Arc::default(),
+        };
+        Some(echo.into_task())
+    }
+
+    /// The keys that authenticate the path to `peer`.
+    #[must_use]
+    pub fn keys(&self, settings: &Settings, peer: &str) -> Option<Arc<Keys>> {
+        settings.keys.get(self.keys, peer)
     }
 
     /// The datagrams to send, and their source; `None` if the path is measured over connections.

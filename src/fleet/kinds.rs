@@ -8,6 +8,7 @@ pub(super) fn kind(kind: &config::Kind) -> &dyn ProbeKind {
     match kind {
         config::Kind::Echo(echo) => echo,
         config::Kind::Trace(trace) => trace,
+        config::Kind::Bandwidth(bandwidth) => bandwidth,
         #[cfg(test)]
         config::Kind::Sample(sample) => sample,
     }

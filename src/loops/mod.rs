@@ -103,10 +103,45 @@ pub trait PathEvent: fmt::Debug + Send {
 /// waiting events.
 pub const EVENTS_PENDING_MAX: usize = 131_072;
 
+/// Sends commands to a loop. Clones send to the same loop.
+pub struct LoopSender<T, C> {
+    commands: UnboundedSender<LoopCommand<T, C>>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl<T, C> LoopSender<T, C> {
+    /// Starts a path.
+    pub fn start(&self, path: NewPath<T>) {
+        self.send(LoopCommand::Start(Box::new(path)));
+    }
+
+    /// Stops a path at once; datagrams in flight are withdrawn.
+    pub fn remove(&self, id: PathId) {
+        self.send(LoopCommand::Remove(id));
+    }
+
+    fn send(&self, command: LoopCommand<T, C>) {
+        // The receiver is gone if the loop has ended; the command is then obsolete.
+        let _ = self.commands.send(command);
+        (self.wake)();
+    }
+}
+
+impl<T, C> Clone for LoopSender<T, C> {
+    fn clone(&self) -> Self {
+        Self { commands: self.commands.clone(), wake: Arc::clone(&self.wake) }
+    }
+}
+
+impl<T, C> fmt::Debug for LoopSender<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LoopSender")
+    }
+}
+
 /// A handle to a loop, which sends it commands.
 pub struct LoopHandle<T, C> {
-    commands: UnboundedSender<LoopCommand<T, C>>,
-    wake: Box<dyn Fn() + Send + Sync>,
+    sender: LoopSender<T, C>,
     series: Arc<LoopSeries>,
     thread: JoinHandle<()>,
 }
@@ -134,32 +169,38 @@ impl<T, C> LoopHandle<T, C> {
         let loop_series = Arc::clone(&series);
         let builder = std::thread::Builder::new().name(format!("pm-{name}"));
         let thread = builder.spawn(move || body(receiver, loop_series))?;
-        Ok(Self { commands, wake: Box::new(wake), series, thread })
+        Ok(Self { sender: LoopSender { commands, wake: Arc::new(wake) }, series, thread })
+    }
+
+    /// A sender of commands to the loop.
+    #[must_use]
+    pub fn sender(&self) -> LoopSender<T, C> {
+        self.sender.clone()
     }
 
     /// Starts a path.
     pub fn start(&self, path: NewPath<T>) {
-        self.send(LoopCommand::Start(Box::new(path)));
+        self.sender.start(path);
     }
 
     /// Stops a path at once; datagrams in flight are withdrawn.
     pub fn remove(&self, id: PathId) {
-        self.send(LoopCommand::Remove(id));
+        self.sender.remove(id);
     }
 
     /// Reports that the peer of these paths sent a goodbye at `at`. Paths of other loops are ignored.
     pub fn peer_leaving(&self, ids: Vec<PathId>, at: Timestamp) {
-        self.send(LoopCommand::PeerLeaving { ids, at });
+        self.sender.send(LoopCommand::PeerLeaving { ids, at });
     }
 
     /// Stops sending, waits at most `grace` for datagrams in flight, and ends the thread.
     pub fn stop(&self, grace: Duration) {
-        self.send(LoopCommand::Stop { grace });
+        self.sender.send(LoopCommand::Stop { grace });
     }
 
     /// Sends a command of this kind of loop.
     pub fn control(&self, control: C) {
-        self.send(LoopCommand::Control(control));
+        self.sender.send(LoopCommand::Control(control));
     }
 
     /// Whether the thread has ended.
@@ -172,12 +213,6 @@ impl<T, C> LoopHandle<T, C> {
     #[must_use]
     pub fn series(&self) -> &Arc<LoopSeries> {
         &self.series
-    }
-
-    fn send(&self, command: LoopCommand<T, C>) {
-        // The receiver is gone if the loop has ended; the command is then obsolete.
-        let _ = self.commands.send(command);
-        (self.wake)();
     }
 }
 

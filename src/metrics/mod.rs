@@ -4,6 +4,7 @@
 //! are in a `prometheus` registry. Both are rendered as one page, sorted by name, with each family once.
 
 pub mod agent;
+pub mod bandwidth;
 mod block;
 mod directory;
 mod discovery;

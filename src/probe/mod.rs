@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 pub use self::followed::Followed;
 pub use self::own_flow::OwnFlowPermission;
 pub use self::remote::{HttpResource, Remote};
+use crate::bulk::Bulk;
 use crate::config::Probe;
 use crate::datagram;
 use crate::metrics::AnySeries;
@@ -185,6 +186,8 @@ pub struct Loops {
     pub quoted_headers: Arc<QuotedHeaders>,
     /// Whether connections may be traced with segments.
     pub own_flow: OwnFlowPermission,
+    /// The thread for bulk connections, and the leases of this host.
+    pub bulk: Bulk,
 }
 
 impl Loops {

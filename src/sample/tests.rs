@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 
+use crate::bulk::Bulk;
 use crate::clock::Clock;
 use crate::config::{self, LoadContext};
 use crate::datagram::{self, TimestampMatching};
@@ -73,6 +74,7 @@ impl Agent {
             traces: Arc::default(),
             quoted_headers: Arc::default(),
             own_flow: OwnFlowPermission::default(),
+            bulk: Bulk::default(),
         };
         Self { fleet: Fleet::new(7), loops, events, log: EventLog::default(), finished: 0 }
     }

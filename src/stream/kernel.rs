@@ -109,15 +109,13 @@ pub(crate) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
     })
 }
 
-/// Bytes that have arrived at the other end of a connection, in order or not, in whole segments; `None` if the
-/// kernel does not provide it.
+/// Bytes that have arrived at the other end of a connection, in order or not; `None` if the kernel does not
+/// provide it. Of segments that have arrived out of order only the number is known: they count as whole ones.
 pub(crate) fn delivered_bytes(socket: &impl AsRawFd) -> Option<u64> {
     let info = read_tcp_info(socket)?;
     let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
-    let acknowledged =
-        u64::from_ne_bytes(info[BYTES_ACKED..BYTES_ACKED + 8].try_into().expect("eight bytes"));
-    // Kernels before 4.18 do not count segments.
-    Some((four(DELIVERED) * four(SND_MSS)).max(acknowledged))
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
+    Some(eight(BYTES_ACKED) + four(SACKED) * four(SND_MSS))
 }
 
 /// How a connection delivers data.
@@ -186,6 +184,7 @@ fn read_tcp_info(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
 const CA_STATE: usize = 1;
 const RETRANSMITS: usize = 2;
 const SND_MSS: usize = 16;
+const SACKED: usize = 28;
 const RTT: usize = 68;
 const RTTVAR: usize = 72;
 const TOTAL_RETRANS: usize = 100;
@@ -195,7 +194,6 @@ const DELIVERY_RATE: usize = 160;
 const BUSY_TIME: usize = 168;
 const RWND_LIMITED: usize = 176;
 const SNDBUF_LIMITED: usize = 184;
-const DELIVERED: usize = 192;
 const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 const RCV_OOOPACK: usize = 224;

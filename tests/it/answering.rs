@@ -12,7 +12,7 @@ use hyper::Request;
 use pathmeter::api::renderer::{RENDERED_AT_ONCE, Renderer};
 use pathmeter::api::routes::AppState;
 use pathmeter::api::status::Status;
-use pathmeter::bandwidth::Leases;
+use pathmeter::bulk::Leases;
 use pathmeter::http::server::{Counters, ServerLimits, serve};
 use pathmeter::identity::Ports;
 use pathmeter::websocket::WebSocketResponder;

@@ -112,7 +112,7 @@ const RULES: [Rule; 13] = [
         allowed_in: &[
             "src/api/renderer.rs",
             "src/api/routes.rs",
-            "src/bandwidth/endpoint.rs",
+            "src/bulk/endpoint.rs",
             "src/cli/bandwidth/mod.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",
@@ -134,7 +134,7 @@ const RULES: [Rule; 13] = [
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        allowed_in: &["src/answering.rs", "src/bandwidth/connections.rs", "src/loops/mod.rs"],
+        allowed_in: &["src/answering.rs", "src/bulk/connections.rs", "src/loops/mod.rs"],
         reason: "the only threads besides the runtime's are the measuring loops and those of connections",
     },
     Rule {
@@ -247,8 +247,10 @@ const LAYERS: [Layers; 2] = [
             &["answering", "clock", "keys", "loops", "resolver", "tls", "trace_log"],
             &["datagram", "http"],
             &["identity_poller", "quoted_headers", "settings", "stream", "websocket"],
-            &["bandwidth", "discovery", "probe"],
+            &["bulk"],
+            &["discovery", "probe"],
             &["echo", "roster", "trace"],
+            &["bandwidth"],
             &["fleet"],
             &["api"],
             &["daemon"],

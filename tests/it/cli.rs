@@ -298,12 +298,13 @@ fn name_argument_and_environment_override_the_file() {
 
 #[test]
 fn help_matches_the_snapshot() {
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 9] = [
         &[],
         &["run"],
         &["check"],
         &["probe"],
         &["probe", "echo"],
+        &["probe", "bandwidth"],
         &["demo"],
         &["healthcheck"],
         &["completions"],

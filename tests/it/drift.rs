@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use pathmeter::metrics::Series as _;
+use pathmeter::metrics::bandwidth::BandwidthSeries;
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::path_mtu::PathMtuSeries;
 use pathmeter::metrics::stream::StreamSeries;
@@ -21,7 +22,8 @@ fn full_page() -> MetricsPage {
          targets: [{{name: silent, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
          lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}, \
-         {{name: routes, kind: trace, follows: fast, interval: 2s, hop_metrics: true}}]"
+         {{name: routes, kind: trace, follows: fast, interval: 2s, hop_metrics: true}}, \
+         {{name: capacity, kind: bandwidth, interval: 10s, bytes: 1MB, direction: forward}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
@@ -31,6 +33,7 @@ fn full_page() -> MetricsPage {
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
             && page.count("pathmeter_echo_connect_duration_seconds_count", &[]) >= 1
             && page.count("pathmeter_trace_traces_total", &[r#"peer="b""#]) >= 1
+            && page.has("pathmeter_bandwidth_throughput_bytes_per_second", &[r#"peer="b""#])
     })
 }
 
@@ -66,6 +69,12 @@ fn series_per_path_match_the_limit_constants() {
         series.starts_with("pathmeter_trace_") && !is_of_hop && is_forward
     });
     assert_eq!(of_trace + 2, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
+    // A run that is too short to have echoes has no latency: three fewer.
+    let is_latency =
+        |series: &str| series.contains("_rtt_seconds") || series.contains("_added_delay_seconds");
+    let of_bandwidth =
+        page.count_series(|series| series.starts_with("pathmeter_bandwidth_") && !is_latency(series));
+    assert_eq!(of_bandwidth + 3, BandwidthSeries::LINES, "src/metrics/bandwidth.rs\n{}", page.text());
 }
 
 /// The metric families of a page without a row in docs/reference/metrics.md.

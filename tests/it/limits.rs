@@ -329,14 +329,10 @@ const ANSWERING: &[Row] = &[
     ),
     (
         "data connections of a bandwidth run",
-        &["src/bandwidth/leases.rs:DATA_CONNECTIONS_MAX"],
+        &["src/bulk/leases.rs:DATA_CONNECTIONS_MAX"],
         "the run is refused",
     ),
-    (
-        "connections that have not proven their lease yet",
-        &["src/bandwidth/responder.rs:UNPROVEN_MAX"],
-        "closed",
-    ),
+    ("connections that have not proven their lease yet", &["src/bulk/responder.rs:UNPROVEN_MAX"], "closed"),
     (
         "paths or clients in the ledger of bandwidth bytes",
         &["proto/src/bandwidth/ledger.rs:LEDGER_PATHS_MAX"],
@@ -344,12 +340,12 @@ const ANSWERING: &[Row] = &[
     ),
     (
         "silence of the other end of a bandwidth run, end of a message",
-        &["src/bandwidth/endpoint.rs:SILENT_MAX", "src/bandwidth/control.rs:MESSAGE_TIME_MAX"],
+        &["src/bulk/endpoint.rs:SILENT_MAX", "src/bulk/control.rs:MESSAGE_TIME_MAX"],
         "the run ends",
     ),
     (
         "samples of a bandwidth run, echoes that watch it",
-        &["src/bandwidth/endpoint.rs:SAMPLES_MAX", "proto/src/bandwidth/harm.rs:DELAYS_MAX"],
+        &["src/bulk/endpoint.rs:SAMPLES_MAX", "proto/src/bandwidth/harm.rs:DELAYS_MAX"],
         "the last one is replaced; later ones are judged but not kept",
     ),
     (

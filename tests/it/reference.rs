@@ -185,7 +185,10 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[("src/config/mod.rs", "Probe"), ("src/config/echo/mod.rs", "Echo")],
         example: &["probes:", "- name: gateway"],
         elsewhere: &[
-            ("kind", "What is measured. `echo`: loss, RTT and jitter. `trace`: the routes of an echo probe."),
+            (
+                "kind",
+                "What is measured. `echo`: loss, RTT and jitter. `trace`: the routes of an echo probe. `bandwidth`: throughput, and latency under load.",
+            ),
             ("protocol", "What carries the probe. The sections below have the keys of each protocol."),
             (
                 "lost_after",
@@ -271,6 +274,13 @@ const MAPPINGS: &[Mapping] = &[
         file: "probes: [{name: b}, {name: a, kind: trace, follows: b, KEYS}]",
         fields: &[("src/config/trace.rs", "Trace")],
         example: &["- name: routes"],
+        elsewhere: &[],
+    },
+    Mapping {
+        title: "A probe with `kind: bandwidth`",
+        file: "probes: [{name: a, kind: bandwidth, KEYS}]",
+        fields: &[("src/config/bandwidth.rs", "Bandwidth")],
+        example: &["- name: capacity"],
         elsewhere: &[],
     },
     Mapping {

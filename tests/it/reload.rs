@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
 use pathmeter::api::routes::{AppState, metrics_renderer};
-use pathmeter::bandwidth::Leases;
+use pathmeter::bulk::Leases;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};

@@ -10,8 +10,8 @@ pub const WINDOW: Duration = Duration::from_millis(100);
 /// Limits the bytes of every window of 100 ms, and spreads them within it.
 ///
 /// Bytes are counted in slots of 1 ms. A datagram may be sent if it and the bytes of the last 101 slots,
-/// which cover every window that ends with it, are within the cap. A token bucket of the bytes of 1 ms, at
-/// least one datagram, spreads them: without it the bytes of a window would leave at its beginning.
+/// which cover every window that ends with it, are within the cap. A token bucket spreads them: without it
+/// the bytes of a window would leave at its beginning.
 #[derive(Debug, Clone)]
 pub struct RateCap {
     bytes_per_second: u64,
@@ -22,17 +22,20 @@ pub struct RateCap {
     newest: u64,
     /// When the bytes that were sent are paid for at the cap.
     paid_at: Timestamp,
+    /// How far ahead of that bytes may be sent.
+    burst: Duration,
 }
 
 const SLOT: Duration = Duration::from_millis(1);
 const SLOTS: usize = 101;
 
 impl RateCap {
-    /// A cap in bytes per second; at least 1.
+    /// A cap in bytes per second; at least 1. The bytes of `burst`, and one datagram, may be sent at once.
     #[must_use]
-    pub fn new(bytes_per_second: u64, now: Timestamp) -> Self {
+    pub fn new(bytes_per_second: u64, burst: Duration, now: Timestamp) -> Self {
+        let bytes_per_second = bytes_per_second.max(1);
         let newest = now.as_nanos() / nanos(SLOT);
-        Self { bytes_per_second: bytes_per_second.max(1), slots: [0; SLOTS], total: 0, newest, paid_at: now }
+        Self { bytes_per_second, slots: [0; SLOTS], total: 0, newest, paid_at: now, burst }
     }
 
     /// Bytes that every window may have.
@@ -54,8 +57,8 @@ impl RateCap {
         if self.total + bytes > self.window_bytes() {
             return Err(Some(self.room_at(bytes)));
         }
-        if self.paid_at > now + SLOT {
-            return Err(Some(self.paid_at - SLOT));
+        if self.paid_at > now + self.burst {
+            return Err(Some(self.paid_at - self.burst));
         }
         self.paid_at = self.paid_at.max(now) + self.time_of(bytes);
         self.slots[Self::index(self.newest)] += bytes;
@@ -107,7 +110,7 @@ mod tests {
     /// largest number of bytes in any window, and all bytes.
     fn drive(cap: u64, size: u64, span: Duration, mut pause: impl FnMut(u64) -> Duration) -> (u64, u64) {
         let start = Timestamp::from_nanos(123_456_789);
-        let (mut now, mut limit) = (start, RateCap::new(cap, start));
+        let (mut now, mut limit) = (start, RateCap::new(cap, SLOT, start));
         let (mut sent, mut in_window, mut worst, mut all) = (VecDeque::new(), 0, 0, 0);
         let mut step = 0;
         while now < start + span {
@@ -152,7 +155,7 @@ mod tests {
     #[test]
     fn bytes_of_a_window_are_spread_over_it() {
         let start = Timestamp::from_nanos(5_000_000);
-        let mut cap = RateCap::new(10_000_000, start);
+        let mut cap = RateCap::new(10_000_000, SLOT, start);
         let mut at_once = 0;
         while cap.take(start, 1_000).is_ok() {
             at_once += 1;
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn datagram_larger_than_a_window_is_never_sent() {
         let now = Timestamp::from_nanos(0);
-        let mut cap = RateCap::new(10_000, now);
+        let mut cap = RateCap::new(10_000, SLOT, now);
         assert_eq!(cap.window_bytes(), 1_000);
         assert_eq!(cap.take(now, 1_001), Err(None));
         assert_eq!(cap.take(now, 1_000), Ok(()));

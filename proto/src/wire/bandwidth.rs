@@ -97,7 +97,8 @@ pub enum ActivationStatus {
 pub struct RunResult {
     /// Why it ended.
     pub reason: StopReason,
-    /// Bytes of payload over all data connections: received in order; or, from a sender, known to have arrived.
+    /// Bytes of payload over all data connections: received in order; or, from a sender, known to have
+    /// arrived.
     pub bytes: u64,
     /// Nanoseconds from the start to the end.
     pub nanos: u64,

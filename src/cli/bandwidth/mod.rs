@@ -1,11 +1,10 @@
 //! `pathmeter probe bandwidth`.
 
-mod latency;
 mod summary;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -17,17 +16,22 @@ use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::{Dscp, DscpError};
 use tokio::task::JoinSet;
 
-use self::latency::LatencyWatch;
 use self::summary::{ClientResult, Summary, live_line};
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
-use super::{Failure, print_out, runtime};
-use crate::bandwidth::{
-    BulkConnections, Grant, LeaseClient, LeaseError, LeaseRequest, Method, QueuePlace, RunOutcome, TcpRun,
+use super::{Failure, print_out, runtime, seed};
+use crate::bandwidth::latency::{LatencyWatch, PathEchoes, echo_probe};
+use crate::bandwidth::run::measure as measure_run;
+use crate::bulk::{
+    BulkConnections, Grant, LeaseClient, LeaseError, LeaseRequest, QueuePlace, RunOutcome, TcpRun,
 };
 use crate::config::Probe;
+use crate::config::bandwidth::Method;
 use crate::config::echo::Echo;
-use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::units;
+use crate::datagram::{self, TimestampMatching};
+use crate::echo::EchoPlan;
+use crate::loops::EVENTS_PENDING_MAX;
+use crate::paths::PathId;
 
 #[derive(Debug, Args)]
 pub(super) struct BandwidthArguments {
@@ -114,22 +118,20 @@ impl BandwidthArguments {
 
     /// The echo probe that watches the latency of the path.
     fn echo(&self) -> Result<Probe, Failure> {
-        let text = |text: &str| Argument::Text(text.to_owned());
-        let mut options = vec![("protocol", text("udp")), ("interval", text("20ms"))];
-        options.extend(self.to.options());
-        probe_from_options(options).map_err(Failure::Usage)
+        echo_probe(self.to.options()).map_err(Failure::Usage)
     }
 }
 
-/// Interval at which the replies of the path are examined and the progress line is updated.
-const WATCH_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Examinations of the path between two updates of the progress line.
-const WATCHES_PER_LINE: u32 = 10;
+/// Reports of the progress, each 10 ms, between two updates of the progress line.
+const TICKS_PER_LINE: u32 = 10;
 
 /// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &BandwidthArguments) -> Result<(), Failure> {
     let (wanted, echo) = (arguments.wanted()?, arguments.echo()?);
+    if arguments.to.port.is_some() {
+        let problem = "--port: not valid with bandwidth, whose ports the agent reports".to_owned();
+        return Err(Failure::Usage(problem));
+    }
     let request = Request {
         command: Command::Bandwidth,
         target: &arguments.target,
@@ -157,19 +159,43 @@ async fn measure(
         address,
         threads: Arc::default(),
     };
+    let (events, _) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let prober = datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events)?;
+    let kind = echo.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
+    let plan = EchoPlan::new(echo, &Arc::new(kind.clone()), &target.remote(), address, target.settings());
+    let echoes = PathEchoes {
+        keys: plan.keys(target.settings(), target.name()),
+        plan,
+        prober: prober.sender(),
+        id: PathId(1),
+    };
     let mut summary = Summary::new(&arguments.target, runner.leases.to);
+    let mut interrupted = Interrupt::watch();
     for direction in &wanted.directions {
         if arguments.concurrent > 1 {
-            summary.add_clients(runner.measure_at_once(*direction, arguments.concurrent).await);
+            tokio::select! {
+                results = runner.measure_at_once(*direction, arguments.concurrent) => summary.add_clients(results),
+                _ = interrupted.wait() => {}
+            }
         } else {
             let is_live = !arguments.json && io::stdout().is_terminal();
-            let measured = runner.measure(*direction, echo, &target, is_live).await?;
-            summary.add(measured);
+            let outcome = runner.measure(*direction, &echoes, is_live, &mut interrupted).await;
+            if let Some(outcome) = outcome? {
+                if let Err(error) = &outcome {
+                    // Standard error may be closed.
+                    let _ = writeln!(io::stderr(), "error: {}: {error}", direction.as_str());
+                }
+                summary.add(*direction, outcome);
+            }
         }
         if !arguments.json {
             print_out(&summary.text_of(*direction))?;
         }
+        if interrupted.has_come() {
+            break;
+        }
     }
+    prober.stop(Duration::ZERO);
     if arguments.json {
         print_out(&(summary.json().to_string() + "\n"))?;
     }
@@ -186,24 +212,6 @@ struct Runner {
     leases: LeaseClient,
     address: IpAddr,
     threads: Arc<BulkConnections>,
-}
-
-/// A run in progress, seen by the thread that runs it and by the one that watches it.
-#[derive(Debug, Default)]
-struct LiveRun {
-    state: Mutex<LiveState>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct LiveState {
-    progress: Progress,
-    stop: Option<StopReason>,
-}
-
-impl LiveRun {
-    fn update<T>(&self, update: impl FnOnce(&mut LiveState) -> T) -> T {
-        update(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 impl Runner {
@@ -226,16 +234,11 @@ impl Runner {
         self.leases.acquire(request, on_place).await
     }
 
-    /// Runs with a lease, on the thread for bulk connections.
-    async fn run(
-        &self,
-        direction: RunDirection,
-        grant: &Grant,
-        live: Arc<LiveRun>,
-    ) -> anyhow::Result<RunOutcome> {
-        let (lease, secret) =
-            grant.decode().ok_or_else(|| anyhow!("{} granted no valid lease", self.leases.host))?;
-        let run = TcpRun {
+    /// The run of a lease.
+    fn run(&self, direction: RunDirection, grant: &Grant) -> anyhow::Result<TcpRun> {
+        let no_lease = || anyhow!("{} granted no valid lease", self.leases.host);
+        let (lease, secret) = grant.decode().ok_or_else(no_lease)?;
+        Ok(TcpRun {
             to: SocketAddr::new(self.address, grant.agent_port),
             source: self.source,
             dscp: self.wanted.dscp,
@@ -246,30 +249,19 @@ impl Runner {
             bytes_max: grant.bytes_max,
             duration: Duration::from_secs(self.seconds),
             rate_max: grant.rate_bytes_per_second,
-        };
-        let supervise = move |progress| {
-            live.update(|state| {
-                state.progress = progress;
-                state.stop
-            })
-        };
-        let running = self.threads.runtime()?.spawn(run.run(supervise));
-        Ok(running.await??)
+        })
     }
 
-    /// Measures one direction and the latency meanwhile.
+    /// Measures one direction and the latency meanwhile. `None` if it was interrupted before it began.
     async fn measure(
         &self,
         direction: RunDirection,
-        echo: &Probe,
-        target: &ProbeTarget,
+        echoes: &PathEchoes,
         is_live: bool,
-    ) -> Result<RunOutcome, Failure> {
+        interrupted: &mut Interrupt,
+    ) -> Result<Option<Result<RunOutcome, String>>, Failure> {
         let show = |line: &str| if is_live { print_out(&format!("\r\x1b[K{line}")) } else { Ok(()) };
-        let mut latency = LatencyWatch::start(echo, target, self.address, self.wanted.harm)?;
-        show(&format!("{}: measuring the idle path", direction.as_str()))?;
-        latency.idle().await;
-        let grant = self.lease(direction, |place| {
+        let waiting = self.lease(direction, |place| {
             let QueuePlace { position, expected_start_seconds } = place;
             // Standard error may be closed.
             let _ = writeln!(
@@ -277,39 +269,41 @@ impl Runner {
                 "waiting for other runs: position {position}, at most {expected_start_seconds:.0} s"
             );
         });
-        let grant = grant.await.map_err(anyhow::Error::from)?;
-        if !latency.load_begins() && self.wanted.harm.is_some() {
+        let grant = tokio::select! {
+            grant = waiting => grant,
+            _ = interrupted.wait() => return Ok(None),
+        };
+        let grant = match grant {
+            Ok(grant) => grant,
+            Err(error) => return Ok(Some(Err(error.to_string()))),
+        };
+        show(&format!("{}: measuring the idle path", direction.as_str()))?;
+        let mut watch = LatencyWatch::start(echoes.clone(), self.wanted.harm, seed()?);
+        tokio::select! {
+            () = watch.idle() => {}
+            _ = interrupted.wait() => return Ok(None),
+        }
+        if !watch.load_begins() && self.wanted.harm.is_some() {
             let _ = writeln!(
                 io::stderr(),
                 "{} does not answer echo requests: the run is not stopped if it adds delay",
                 self.leases.host
             );
         }
-        let live = Arc::<LiveRun>::default();
-        let mut run = std::pin::pin!(self.run(direction, &grant, Arc::clone(&live)));
-        let mut ticker = tokio::time::interval(WATCH_INTERVAL);
         let (mut ticks, mut shown) = (0_u32, Progress::default());
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut run => break outcome?,
-                _ = ticker.tick() => {
-                    let harm = latency.check().map(StopReason::from);
-                    let progress = live.update(|state| {
-                        state.stop = state.stop.or(harm);
-                        state.progress
-                    });
-                    ticks += 1;
-                    if ticks.is_multiple_of(WATCHES_PER_LINE) {
-                        show(&live_line(direction, shown, progress, latency.last_rtt()))?;
-                        shown = progress;
-                    }
-                }
-                _ = tokio::signal::ctrl_c() => live.update(|state| state.stop = Some(StopReason::Operator)),
+        let mut is_closed = false;
+        let on_progress = |progress: Progress, rtt: Option<Duration>| {
+            ticks += 1;
+            if ticks.is_multiple_of(TICKS_PER_LINE) && !is_closed {
+                is_closed = show(&live_line(direction, shown, progress, rtt)).is_err();
+                shown = progress;
             }
         };
+        let run = self.run(direction, &grant)?;
+        let stop = interrupted.wait();
+        let outcome = measure_run(run, &self.threads, &mut watch, |_| None, on_progress, stop).await;
         show("")?;
-        latency.check();
-        Ok(outcome.with_latency(latency.result()))
+        Ok(Some(outcome.map_err(|error| error.to_string())))
     }
 
     /// Measures one direction with several clients at the same time.
@@ -318,13 +312,47 @@ impl Runner {
         for client in 1..=clients {
             let runner = self.clone();
             tasks.spawn(async move {
-                let outcome = match runner.lease(direction, |_| {}).await {
-                    Ok(grant) => runner.run(direction, &grant, Arc::default()).await,
-                    Err(error) => Err(error.into()),
-                };
+                let outcome = runner.measure_alone(direction).await;
                 ClientResult { client, direction, outcome: outcome.map_err(|error| format!("{error:#}")) }
             });
         }
         tasks.join_all().await
+    }
+
+    /// Measures one direction without its latency.
+    async fn measure_alone(&self, direction: RunDirection) -> anyhow::Result<RunOutcome> {
+        let grant = self.lease(direction, |_| {}).await?;
+        let run = self.run(direction, &grant)?;
+        Ok(self.threads.runtime()?.spawn(run.run(|_| None)).await??)
+    }
+}
+
+/// Waits for Ctrl-C.
+struct Interrupt(tokio::sync::watch::Receiver<bool>);
+
+impl Interrupt {
+    /// Begins to wait. The signal no longer ends the process by itself.
+    fn watch() -> Self {
+        let (sender, has_come) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            // Without a handler for the signal it ends the process.
+            while tokio::signal::ctrl_c().await.is_ok() {
+                sender.send_replace(true);
+            }
+        });
+        Self(has_come)
+    }
+
+    /// Whether it has come.
+    fn has_come(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Completes when it comes.
+    async fn wait(&mut self) -> StopReason {
+        if self.0.wait_for(|has_come| *has_come).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        StopReason::Operator
     }
 }

@@ -8,7 +8,7 @@ use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use serde_json::{Value, json};
 
-use crate::bandwidth::{LimitedBy, RunOutcome};
+use crate::bulk::{LimitedBy, RunOutcome};
 
 /// The results of all runs.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ impl Summary {
     }
 
     /// Adds a single run.
-    pub(super) fn add(&mut self, outcome: RunOutcome) {
-        self.results.push(ClientResult { client: 1, direction: outcome.direction, outcome: Ok(outcome) });
+    pub(super) fn add(&mut self, direction: RunDirection, outcome: Result<RunOutcome, String>) {
+        self.results.push(ClientResult { client: 1, direction, outcome });
     }
 
     /// Adds the results of clients that measured at the same time.

@@ -15,6 +15,7 @@ use pathmeter_proto::echo::EchoReport;
 use self::summary::{DecidedJson, EchoSummary};
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
+use crate::bulk::Bulk;
 use crate::config::Probe;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
@@ -146,6 +147,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         traces: Arc::default(),
         quoted_headers: Arc::default(),
         own_flow: OwnFlowPermission::default(),
+        bulk: Bulk::default(),
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

@@ -26,6 +26,7 @@ use self::routes::Routes;
 use self::watcher::Watcher;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
+use crate::bulk::Bulk;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::trace;
@@ -128,6 +129,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         traces: Arc::default(),
         quoted_headers: Arc::default(),
         own_flow: OwnFlowPermission::default(),
+        bulk: Bulk::default(),
     };
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

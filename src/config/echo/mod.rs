@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pathmeter_proto::dscp::Dscp;
+
 use self::transport::{PROTOCOLS, Protocol, Transport, transport};
 use super::defaults::INTERVAL;
 use super::hosts::DeclaredHost;
@@ -82,6 +84,10 @@ impl KindReader for Protocol {
 
     fn interval_default(&self) -> Duration {
         INTERVAL
+    }
+
+    fn dscp_default(&self) -> Dscp {
+        Dscp::DEFAULT
     }
 
     fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)> {

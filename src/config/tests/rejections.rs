@@ -54,7 +54,7 @@ config.yaml: 15 problems
   line 16, column 34: probes[1].intervall: unknown key
     did you mean interval? allowed: name, kind, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
   line 17, column 1: key-file: unknown key
-    did you mean key_file? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log";
+    did you mean key_file? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, bandwidth, peers, targets, probes, trace, metrics, log";
     assert_eq!(rejected(text).display("config.yaml").to_string(), expected);
 }
 
@@ -349,7 +349,9 @@ fn probe_that_cannot_run_is_rejected() {
         (
             "probes: [{name: p, kind: speed, hops: 3}]",
             // `sample` is a kind for tests.
-            &["line 1, column 26: probes[0].kind: `speed` is not supported; allowed: echo, trace, sample"],
+            &[
+                "line 1, column 26: probes[0].kind: `speed` is not supported; allowed: echo, trace, bandwidth, sample",
+            ],
         ),
         (
             "probes: [{name: p, kind: trace}]",
@@ -565,12 +567,12 @@ fn unknown_or_duplicate_key_is_rejected() {
         (
             "prboes: []",
             &["line 1, column 1: prboes: unknown key; \
-                 did you mean probes? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log"],
+                 did you mean probes? allowed: agent, listen, state_dir, key_file, tls, responder, websocket, bandwidth, peers, targets, probes, trace, metrics, log"],
         ),
         (
             "timeout: 5s",
             &["line 1, column 1: timeout: unknown key; \
-                 allowed: agent, listen, state_dir, key_file, tls, responder, websocket, peers, targets, probes, trace, metrics, log"],
+                 allowed: agent, listen, state_dir, key_file, tls, responder, websocket, bandwidth, peers, targets, probes, trace, metrics, log"],
         ),
         ("agent: {}\nlog: {}\nagent: {}", &["line 3, column 1: agent: duplicate key; remove one of the two"]),
         (

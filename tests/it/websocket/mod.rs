@@ -16,7 +16,7 @@ use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
 use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::api::status::Status;
-use pathmeter::bandwidth::Leases;
+use pathmeter::bulk::Leases;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::config::bandwidth::Method;
 use crate::config::{self, BandwidthRules, LoadContext};
 use crate::stream::responder::{ResponderLimits, StreamAccess, StreamResponder};
 
@@ -145,24 +146,28 @@ async fn run_ends_when_its_time_is_over() {
 
 #[tokio::test]
 async fn end_of_the_lease_stops_both_ends() {
-    let responder =
-        Responder::start("run_bytes_max: 900GB, bytes_per_day: 900GB, path_bytes_per_day: 900GB").await;
+    let allowed = "run_bytes_max: 900GB, bytes_per_day: 900GB, path_bytes_per_day: 900GB";
+    let responder = Responder::start(allowed).await;
     for direction in [RunDirection::Forward, RunDirection::Reverse] {
         let request = request(direction, 4, 400_000_000_000);
         let grant = responder.grant(&request);
         let leases = Arc::clone(&responder.leases);
         let supervise = move |progress: Progress| {
             if progress.bytes > 0 {
-                leases.stop_all();
+                leases.set_rules(rules("enabled: false"));
             }
             None
         };
         let outcome = responder.spawn(responder.run(&request, &grant), supervise).await.unwrap();
         assert_eq!(outcome.stop_reason, StopReason::Lease, "{outcome:?}");
         responder.until_idle().await;
-        // Bytes that were not used are available again.
-        responder.grant(&request);
-        responder.leases.stop_all();
+        responder.leases.set_rules(rules(allowed));
+    }
+    // The bytes that were not used are available again when the responder has noticed the end.
+    let deadline = Instant::now() + LONG;
+    while responder.leases.bytes_left(&HERE.to_string()).unwrap() < 800_000_000_000 {
+        assert!(Instant::now() < deadline, "the bytes are not given back");
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -270,6 +275,24 @@ async fn connections_without_a_valid_lease_are_refused() {
     responder.until_idle().await;
     let error = responder.spawn(run, |_| None).await.unwrap_err();
     assert!(matches!(error, RunError::Refused { status: ActivationStatus::Invalid, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn rate_is_kept_and_used_whatever_it_is() {
+    let responder = Responder::start("").await;
+    for rate_max in [12_500, 250_000, 2_500_000, 25_000_000] {
+        for direction in [RunDirection::Forward, RunDirection::Reverse] {
+            let rate_bytes_per_second = Some(rate_max);
+            let request = LeaseRequest { rate_bytes_per_second, ..request(direction, 2, rate_max / 2) };
+            let grant = responder.grant(&request);
+            let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
+            let case = format!("{rate_max} {direction:?}: {outcome:?}");
+            assert_eq!((outcome.bytes, outcome.stop_reason), (rate_max / 2, StopReason::Bytes), "{case}");
+            // Half a second of bytes cannot leave sooner, but for what is sent at once.
+            assert!(outcome.duration >= Duration::from_millis(380), "{case}");
+            responder.until_idle().await;
+        }
+    }
 }
 
 #[tokio::test]

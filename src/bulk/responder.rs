@@ -98,6 +98,7 @@ impl BulkResponder {
         mut connections: mpsc::Receiver<TcpStream>,
     ) -> anyhow::Result<()> {
         control.stream().set_nodelay(true)?;
+        set_dscp(control.stream(), &run)?;
         control.send(&RunMessage::Activated { lease, status: ActivationStatus::Granted }).await?;
         let mut data = Vec::with_capacity(run.request.connections.into());
         let all = async {
@@ -163,11 +164,15 @@ async fn join(
 
 /// Sets the options of a data connection.
 fn prepare(stream: &TcpStream, run: &LeasedRun) -> io::Result<()> {
+    set_dscp(stream, run)?;
+    transfer::limit(stream, run.rate_max, run.request.connections)
+}
+
+fn set_dscp(stream: &TcpStream, run: &LeasedRun) -> io::Result<()> {
     let dscp = Dscp::new(run.request.dscp).unwrap_or_default();
     // An IPv4 client of a socket for both families has the options of IPv4.
     let is_v4 = stream.local_addr()?.ip().to_canonical().is_ipv4();
-    transfer::set_dscp(stream, is_v4, dscp)?;
-    transfer::limit(stream, run.rate_max, run.request.connections)
+    transfer::set_dscp(stream, is_v4, dscp)
 }
 
 /// Answers with a refusal, which is not signed: the client may not know the secret.

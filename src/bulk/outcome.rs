@@ -9,7 +9,7 @@ use pathmeter_proto::wire::bandwidth::{RunResult, SenderStatistics};
 use serde_json::{Value, json};
 
 use super::endpoint::EndpointOutcome;
-use super::leases::Method;
+use crate::config::bandwidth::Method;
 
 /// The outcome of a run in one direction.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,32 +1,55 @@
-//! The latency of the path before and during a run.
+//! The latency of a path before and during a run.
 
-use std::net::IpAddr;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use pathmeter_proto::bandwidth::harm::{
-    EchoDelay, Harm, HarmLimits, HarmMonitor, IDLE_TIME, LoadedLatency, OneWay,
+    ECHO_INTERVAL, EchoDelay, Harm, HarmLimits, HarmMonitor, IDLE_TIME, LoadedLatency, OneWay,
 };
 use pathmeter_proto::echo::{EchoReport, RoundTrip, Verdict};
+use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::PeerTimestamp;
 
-use super::super::target::ProbeTarget;
-use super::super::{Failure, seed};
 use crate::clock::Clock;
 use crate::config::Probe;
-use crate::config::echo::Echo;
-use crate::datagram::{self, TimestampMatching};
-use crate::echo::{EchoPath, EchoPlan, FiniteRun};
-use crate::loops::EVENTS_PENDING_MAX;
-use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, OwnFlowPermission, StartContext};
-use crate::stream;
+use crate::config::probe_options::{Argument, probe_from_options};
+use crate::config::units::display;
+use crate::datagram::{self, Control, NewTask};
+use crate::echo::EchoPlan;
+use crate::loops::{LoopSender, NewPath};
+use crate::paths::PathId;
 
-/// Sends echo requests to the target and watches the replies. Dropping it stops them.
-pub(super) struct LatencyWatch {
+/// The echoes that watch a path.
+#[derive(Debug, Clone)]
+pub struct PathEchoes {
+    /// Where and how they are sent.
+    pub plan: EchoPlan,
+    /// The keys that authenticate them.
+    pub keys: Option<Arc<Keys>>,
+    /// The datagram loop that sends them.
+    pub prober: LoopSender<NewTask, Control>,
+    /// Identifies them on that loop.
+    pub id: PathId,
+}
+
+/// The probe that describes the echoes of a path: STAMP over UDP, each 20 ms. `options` are options of the
+/// configuration such as `dscp`.
+///
+/// # Errors
+/// All problems of the options.
+pub fn echo_probe(options: Vec<(&'static str, Argument)>) -> Result<Probe, String> {
+    let text = |text: &str| Argument::Text(text.to_owned());
+    let mut all = vec![("protocol", text("udp")), ("interval", Argument::Text(display(ECHO_INTERVAL)))];
+    all.extend(options);
+    probe_from_options(all)
+}
+
+/// Sends echoes over a path and watches the replies. Dropping it stops them.
+pub struct LatencyWatch {
+    echoes: PathEchoes,
     reports: Receiver<EchoReport>,
     monitor: HarmMonitor,
     /// Whether harm stops the run.
@@ -34,62 +57,34 @@ pub(super) struct LatencyWatch {
     last_rtt: Option<Duration>,
     /// T1 and T2 of the first reply.
     reference: Option<(Timestamp, PeerTimestamp)>,
-    loops: Loops,
-    _path: EchoPath,
 }
 
-/// Echo requests of a run: one each 20 ms for longer than any run may take.
-const ECHOES_MAX: u64 = 1_000_000;
-
 impl LatencyWatch {
-    /// Begins to send.
-    pub(super) fn start(
-        echo: &Probe,
-        target: &ProbeTarget,
-        address: IpAddr,
-        harm: Option<HarmLimits>,
-    ) -> Result<Self, Failure> {
-        let kind = echo.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
-        let plan = EchoPlan::new(echo, &Arc::new(kind.clone()), &target.remote(), address, target.settings());
+    /// Begins to send. `harm`: when a run must stop; `None`: never.
+    #[must_use]
+    pub fn start(echoes: PathEchoes, harm: Option<HarmLimits>, seed: u64) -> Self {
         let (tap, reports) = channel();
-        let (sender, _) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-        let loops = Loops {
-            prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
-            streams: stream::spawn(sender).context("starting the stream thread")?,
-            probe_budget: Arc::default(),
-            traces: Arc::default(),
-            quoted_headers: Arc::default(),
-            own_flow: OwnFlowPermission::default(),
-        };
-        let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
-        let start = StartContext {
-            id: PathId(1),
-            key: &PathKey { probe: "once".into(), peer: target.name().into(), family },
-            settings: target.settings(),
-            loops: &loops,
-            peer_left_at: None,
-            seed: seed()?,
-            followed: Arc::default(),
-        };
-        let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: ECHOES_MAX, reports: tap }));
+        if let Some(task) = echoes.plan.observed_task(echoes.keys.clone(), seed, tap) {
+            echoes.prober.start(NewPath { id: echoes.id, task, peer_left_at: None });
+        }
         let (monitor, stops) = (HarmMonitor::new(harm.unwrap_or_default()), harm.is_some());
-        Ok(Self { reports, monitor, stops, last_rtt: None, reference: None, loops, _path: path })
+        Self { echoes, reports, monitor, stops, last_rtt: None, reference: None }
     }
 
-    /// Measures the idle path.
-    pub(super) async fn idle(&mut self) {
+    /// Measures the idle path, for [`IDLE_TIME`].
+    pub async fn idle(&mut self) {
         tokio::time::sleep(IDLE_TIME).await;
         self.check();
     }
 
     /// The load begins. Returns whether harm can be seen.
-    pub(super) fn load_begins(&mut self) -> bool {
+    pub fn load_begins(&mut self) -> bool {
         self.check();
         self.monitor.load_begins()
     }
 
     /// Examines the replies since the last call. Returns harm if the run must stop.
-    pub(super) fn check(&mut self) -> Option<Harm> {
+    pub fn check(&mut self) -> Option<Harm> {
         // Replies that arrived before are among the reports.
         let drained = Clock::now() - datagram::RECEIVE_TICK_MAX;
         let mut harm = None;
@@ -131,24 +126,33 @@ impl LatencyWatch {
     fn one_way(&mut self, sample: &RoundTrip) -> Option<OneWay> {
         let received = sample.responder_received?;
         let (first_sent, first_received) = *self.reference.get_or_insert((sample.sent, received));
-        let forward = received.signed_since(first_received) - sample.sent.signed_since(first_sent);
+        let forward =
+            received.signed_since(first_received).saturating_sub(sample.sent.signed_since(first_sent));
         let rtt = i64::try_from(sample.rtt.as_nanos()).unwrap_or(i64::MAX);
         Some(OneWay { forward, reverse: rtt.saturating_sub(forward) })
     }
 
     /// The last round trip.
-    pub(super) fn last_rtt(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn last_rtt(&self) -> Option<Duration> {
         self.last_rtt
     }
 
-    /// The latency idle and under load.
-    pub(super) fn result(&self) -> Option<LoadedLatency> {
+    /// The latency idle and under load; `None` if no echo was answered in one of the two.
+    #[must_use]
+    pub fn result(&self) -> Option<LoadedLatency> {
         self.monitor.latency()
     }
 }
 
 impl Drop for LatencyWatch {
     fn drop(&mut self) {
-        self.loops.stop(Duration::ZERO);
+        self.echoes.prober.remove(self.echoes.id);
+    }
+}
+
+impl fmt::Debug for LatencyWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LatencyWatch").field("to", &self.echoes.plan.to()).finish_non_exhaustive()
     }
 }

@@ -34,8 +34,10 @@ impl ByteCount {
     /// No bytes yet, and at most `max`, at `rate_max` bytes per second.
     pub(super) fn new(max: u64, rate_max: Option<u64>) -> Self {
         let rate = rate_max.map(|rate_max| {
-            // The bytes of 1 ms, but no less than two segments.
-            (Mutex::new(RateCap::new(rate_max, Clock::now())), (rate_max / 1_000).clamp(2_800, CHUNK))
+            let cap = RateCap::new(rate_max, RATE_BURST, Clock::now());
+            // Two segments, or more at high rates, but less than a window has.
+            let at_once = (rate_max / 500).max(2_800).min(cap.window_bytes() / 4).clamp(1, CHUNK);
+            (Mutex::new(cap), at_once)
         });
         Self { done: AtomicU64::new(0), left: AtomicU64::new(max), rate }
     }
@@ -73,6 +75,10 @@ impl ByteCount {
         self.left.fetch_add(bytes, Relaxed);
     }
 }
+
+/// How far ahead of its rate a run passes bytes to the kernel, which paces them. Chosen: timers of the
+/// runtime are up to 2 ms late.
+const RATE_BURST: Duration = Duration::from_millis(10);
 
 /// Bytes of one system call. Chosen: more than the send buffer takes, and a fraction of a millisecond of
 /// copying.

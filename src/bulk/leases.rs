@@ -10,29 +10,13 @@ use pathmeter_proto::bandwidth::lease::{
     ACTIVATION_MAX, AttachError, LeaseId, LeaseResponse, LeaseTable, Place, RunTerms,
 };
 use pathmeter_proto::bandwidth::ledger::{BudgetError, ByteLedger, Reservation};
+use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::config::BandwidthRules;
-
-/// How a run measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// Bytes over TCP connections.
-    Tcp,
-}
-
-impl Method {
-    /// The value of the key, the label and the JSON field `method`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-        }
-    }
-}
+use crate::config::bandwidth::Method;
 
 /// The body of a request for a lease. Fields may be added, for compatibility between versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +118,8 @@ pub enum RefusalReason {
     Disabled,
     /// The agent is about to stop.
     Stopping,
+    /// An operator has stopped all runs.
+    Stopped,
     /// The run would be larger than this agent allows.
     TooLarge,
     /// The budget of the day has too few bytes left.
@@ -171,6 +157,12 @@ pub(super) struct LeasedRun {
     pub(super) secret: [u8; 16],
 }
 
+impl Default for Leases {
+    fn default() -> Self {
+        Self::new(BandwidthRules::default(), 0)
+    }
+}
+
 /// The leases of this host. Shared by the HTTP API, which grants them, and the thread that runs them.
 #[derive(Debug)]
 pub struct Leases {
@@ -182,6 +174,8 @@ struct State {
     rules: BandwidthRules,
     agent_port: u16,
     is_stopping: bool,
+    /// No lease is granted before this time.
+    stopped_until: Timestamp,
     table: LeaseTable,
     ledger: ByteLedger,
     /// Leases that are granted or waited for, with what is known of them.
@@ -190,16 +184,22 @@ struct State {
 
 #[derive(Debug)]
 struct Known {
-    client: IpAddr,
+    /// The address of the client, or the path of a run of this agent: its name in the ledger.
+    client: String,
     run: LeasedRun,
     /// Bytes of the budget; `None` while the client waits.
     reservation: Option<Reservation>,
     /// Bytes that the run has used.
     used: u64,
+    /// Whether the run has begun: it settles its budget itself when it ends.
+    has_begun: bool,
 }
 
 /// A run that may use fewer bytes says nothing about a path. Chosen: 0.1 s at 100 Mbit/s.
 const RUN_BYTES_MIN: u64 = 1_250_000;
+
+/// How long no run is begun after an operator has stopped all. Chosen: time to switch runs off.
+pub(crate) const STOP_TIME: Duration = Duration::from_secs(60);
 
 /// How long a lease lasts longer than its run sends: to open connections, and to receive what is on the way.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -210,7 +210,17 @@ impl Leases {
     pub fn new(rules: BandwidthRules, agent_port: u16) -> Self {
         let table = LeaseTable::new(rules.runs_max.into());
         let (ledger, known) = (ByteLedger::default(), BTreeMap::new());
-        Self { state: Mutex::new(State { rules, agent_port, is_stopping: false, table, ledger, known }) }
+        Self {
+            state: Mutex::new(State {
+                rules,
+                agent_port,
+                is_stopping: false,
+                stopped_until: Timestamp::default(),
+                table,
+                ledger,
+                known,
+            }),
+        }
     }
 
     /// Changes the rules. Runs that are switched off stop at once; others continue.
@@ -223,11 +233,12 @@ impl Leases {
         state.rules = rules;
     }
 
-    /// Stops all runs and the waiting of all clients. Returns the number of runs.
+    /// Stops all runs, and refuses others for [`STOP_TIME`]. Returns the number of runs that were stopped.
     pub fn stop_all(&self) -> usize {
-        let mut state = self.state();
-        let running = state.table.running(Clock::now());
+        let (mut state, now) = (self.state(), Clock::now());
+        let running = state.table.running(now);
         state.table.release_all();
+        state.stopped_until = now + STOP_TIME;
         running
     }
 
@@ -248,7 +259,27 @@ impl Leases {
     /// Answers a request for a lease of an authorised client.
     pub fn request(&self, client: IpAddr, request: LeaseRequest) -> LeaseAnswer {
         let (now, wall) = (Clock::now(), wall_time());
-        self.state().request(now, wall, client.to_canonical(), request)
+        self.state().request(now, wall, client.to_canonical().to_string(), request)
+    }
+
+    /// Answers a request of this agent itself for a run of a path: it takes part in the run too.
+    pub fn request_own(&self, path: &str, request: LeaseRequest) -> LeaseAnswer {
+        let (now, wall) = (Clock::now(), wall_time());
+        self.state().request(now, wall, path.to_owned(), request)
+    }
+
+    /// Takes back a lease of this agent that no connection has attached to, because the peer has no room. The
+    /// agent lets other runs pass, and keeps its place.
+    pub fn defer(&self, lease: LeaseId) {
+        let mut state = self.state();
+        state.table.defer(Clock::now(), lease);
+        state.give_back(lease);
+    }
+
+    /// Bytes that are left today for the runs of a path, or with a client.
+    pub fn bytes_left(&self, path: &str) -> Option<u64> {
+        let state = self.state();
+        state.ledger.left(wall_time(), state.rules.budget(), path)
     }
 
     /// The run of a lease; `None` if it is not valid.
@@ -262,17 +293,26 @@ impl Leases {
     }
 
     /// Attaches connection `number`; returns when the run must have ended.
-    pub(super) fn attach(&self, lease: LeaseId, number: u16) -> Result<Timestamp, AttachError> {
-        self.state().table.attach(Clock::now(), lease, number)
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(&self, lease: LeaseId, number: u16) -> Result<Timestamp, AttachError> {
+        let mut state = self.state();
+        let until = state.table.attach(Clock::now(), lease, number)?;
+        if let Some(known) = state.known.get_mut(&lease) {
+            known.has_begun = true;
+        }
+        Ok(until)
     }
 
     /// Whether a lease is valid.
-    pub(super) fn is_valid(&self, lease: LeaseId) -> bool {
+    #[must_use]
+    pub fn is_valid(&self, lease: LeaseId) -> bool {
         self.state().table.is_valid(Clock::now(), lease)
     }
 
     /// Counts bytes that a run has used. Returns whether it may use more.
-    pub(super) fn count_bytes(&self, lease: LeaseId, bytes: u64) -> bool {
+    pub fn count_bytes(&self, lease: LeaseId, bytes: u64) -> bool {
         let mut state = self.state();
         let Some(known) = state.known.get_mut(&lease) else { return false };
         known.used = known.used.saturating_add(bytes);
@@ -280,7 +320,7 @@ impl Leases {
     }
 
     /// Ends a lease and settles its budget.
-    pub(super) fn end(&self, lease: LeaseId) {
+    pub fn end(&self, lease: LeaseId) {
         let mut state = self.state();
         state.table.release(lease);
         state.settle(lease);
@@ -296,11 +336,11 @@ impl State {
         &mut self,
         now: Timestamp,
         wall: WallTime,
-        client: IpAddr,
+        client: String,
         request: LeaseRequest,
     ) -> LeaseAnswer {
         self.forget_ended(now);
-        if let Err(refusal) = self.check(&request) {
+        if let Err(refusal) = self.check(now, &request) {
             return refusal;
         }
         let known = request.lease.as_deref().and_then(|text| u64::from_str_radix(text, 16).ok()).map(LeaseId);
@@ -324,7 +364,7 @@ impl State {
             duration_max: Duration::from_secs(known.run.request.seconds_max) + DRAIN_TIME,
         };
         match self.table.request(now, id, terms) {
-            LeaseResponse::Granted { .. } => self.granted(wall, client, id),
+            LeaseResponse::Granted { .. } => self.granted(wall, id),
             LeaseResponse::Waiting(Place { position, expected_start, repeat_after }) => {
                 LeaseAnswer::Waiting {
                     lease: hex(id),
@@ -345,7 +385,7 @@ impl State {
     }
 
     /// Checks a request against the rules.
-    fn check(&self, request: &LeaseRequest) -> Result<(), LeaseAnswer> {
+    fn check(&self, now: Timestamp, request: &LeaseRequest) -> Result<(), LeaseAnswer> {
         let refused =
             |reason, detail: String| Err(LeaseAnswer::Refused { reason, detail, retry_after_seconds: None });
         if self.is_stopping {
@@ -353,6 +393,16 @@ impl State {
         }
         if !self.rules.enabled {
             return refused(RefusalReason::Disabled, "this agent has bandwidth.enabled: false".to_owned());
+        }
+        if now < self.stopped_until {
+            return Err(LeaseAnswer::Refused {
+                reason: RefusalReason::Stopped,
+                detail: "an operator has stopped all runs of this agent".to_owned(),
+                retry_after_seconds: Some(self.stopped_until.since(now).as_secs_f64()),
+            });
+        }
+        if Dscp::new(request.dscp).is_none() {
+            return refused(RefusalReason::TooLarge, format!("dscp: {}; 0 to 63 are allowed", request.dscp));
         }
         let too_large = |what: &str, found: u64, allowed: u64| {
             refused(RefusalReason::TooLarge, format!("{what}: {found}; this agent allows 1 to {allowed}"))
@@ -372,7 +422,7 @@ impl State {
     }
 
     /// Remembers a new request. Returns its random identifier.
-    fn enter(&mut self, client: IpAddr, request: LeaseRequest) -> Result<LeaseId, LeaseAnswer> {
+    fn enter(&mut self, client: String, request: LeaseRequest) -> Result<LeaseId, LeaseAnswer> {
         let mut random = [0; 24];
         if getrandom::fill(&mut random).is_err() {
             return Err(no_random_bytes());
@@ -386,15 +436,15 @@ impl State {
         let secret = secret.try_into().expect("sixteen bytes");
         let bytes_max = request.bytes_max.unwrap_or(self.rules.run_bytes_max);
         let run = LeasedRun { bytes_max, rate_max, secret, request };
-        self.known.insert(id, Known { client, run, reservation: None, used: 0 });
+        self.known.insert(id, Known { client, run, reservation: None, used: 0, has_begun: false });
         Ok(id)
     }
 
     /// Reserves the bytes of a granted lease, or takes the lease back.
-    fn granted(&mut self, wall: WallTime, client: IpAddr, id: LeaseId) -> LeaseAnswer {
+    fn granted(&mut self, wall: WallTime, id: LeaseId) -> LeaseAnswer {
         let Some(known) = self.known.get_mut(&id) else { return no_random_bytes() };
         if known.reservation.is_none() {
-            let (path, budget) = (client.to_string(), self.rules.budget());
+            let (path, budget) = (known.client.clone(), self.rules.budget());
             if known.run.request.bytes_max.is_none()
                 && let Some(left) = self.ledger.left(wall, budget, &path)
             {
@@ -422,10 +472,18 @@ impl State {
 
     /// Settles the budget of leases that have expired, and forgets clients that no longer wait.
     fn forget_ended(&mut self, now: Timestamp) {
-        let ended: Vec<LeaseId> =
-            self.known.keys().filter(|id| !self.table.is_known(now, **id)).copied().collect();
+        let is_over = |(id, known): &(&LeaseId, &Known)| !known.has_begun && !self.table.is_known(now, **id);
+        let ended: Vec<LeaseId> = self.known.iter().filter(is_over).map(|(id, _)| *id).collect();
         for id in ended {
             self.settle(id);
+        }
+    }
+
+    /// Gives back the bytes of a lease that waits again.
+    fn give_back(&mut self, id: LeaseId) {
+        let reservation = self.known.get_mut(&id).and_then(|known| known.reservation.take());
+        if let Some(reservation) = reservation {
+            self.ledger.settle(reservation, 0);
         }
     }
 
@@ -553,6 +611,39 @@ mod tests {
         leases.shut_down();
         assert_eq!(leases.counts(), (0, 0));
         assert_eq!(refusal(leases.request(CLIENT, forward(1_000))).0, RefusalReason::Stopping);
+    }
+
+    #[test]
+    fn stopped_runs_do_not_begin_again_at_once() {
+        let leases = Leases::new(rules(""), 9863);
+        leases.request(CLIENT, forward(1_000));
+        assert!(matches!(leases.request(OTHER, forward(1_000)), LeaseAnswer::Waiting { .. }));
+        assert_eq!(leases.stop_all(), 1);
+        let LeaseAnswer::Refused { reason, retry_after_seconds, .. } = leases.request(OTHER, forward(1_000))
+        else {
+            panic!("a run begins")
+        };
+        assert_eq!(reason, RefusalReason::Stopped);
+        assert!(retry_after_seconds.is_some_and(|seconds| seconds > 50.0), "{retry_after_seconds:?}");
+        let unknown = LeaseRequest { dscp: 64, ..forward(1_000) };
+        assert_eq!(refusal(leases.request(OTHER, unknown)).0, RefusalReason::Stopped);
+        let fresh = Leases::new(rules(""), 9863);
+        let unknown = LeaseRequest { dscp: 64, ..forward(1_000) };
+        assert_eq!(refusal(fresh.request(OTHER, unknown)).1, "dscp: 64; 0 to 63 are allowed");
+    }
+
+    #[test]
+    fn run_that_is_stopped_still_counts_what_it_has_sent() {
+        let leases = Leases::new(rules("bytes_per_day: 10MB, path_bytes_per_day: 10MB"), 9863);
+        let LeaseAnswer::Granted(grant) = leases.request(CLIENT, forward(5_000_000)) else { panic!() };
+        let (id, _) = grant.decode().unwrap();
+        leases.attach(id, 0).unwrap();
+        leases.set_rules(rules("enabled: false"));
+        leases.set_rules(rules("bytes_per_day: 10MB, path_bytes_per_day: 10MB"));
+        leases.request(OTHER, forward(1));
+        leases.count_bytes(id, 4_000_000);
+        leases.end(id);
+        assert_eq!(leases.bytes_left(&CLIENT.to_string()), Some(5_999_999));
     }
 
     #[test]
