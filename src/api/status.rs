@@ -36,13 +36,13 @@ pub struct Status {
     pub reported_routes: Vec<Arc<[RouteRecord]>>,
     /// Discovery providers of peers and targets.
     pub providers: Vec<ProviderStatus>,
-    /// Where events and traces are stored.
+    /// Where events, traces and budgets are stored.
     pub state_dir: StateDirStatus,
     /// Whether the agent is shutting down.
     pub is_stopping: bool,
 }
 
-/// Where events and traces are stored, as shown by `/api/v1/agent`.
+/// Where events, traces and budgets are stored, as shown by `/api/v1/agent`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct StateDirStatus {
     /// The folder; `None`: they are kept in memory only.

@@ -37,6 +37,10 @@ pub(super) struct BandwidthTask {
 /// for each other, and an operator sees a result.
 const FIRST_RUN_WITHIN: Duration = Duration::from_secs(300);
 
+/// The next attempt after one that failed or was skipped begins about this much later, if the interval is
+/// longer. Chosen: a restart of the peer, or a full day's budget, costs few requests.
+const RETRY_AFTER: Duration = Duration::from_secs(600);
+
 /// Limits of the time after which a request for a lease is repeated.
 const REPEAT_MIN: Duration = Duration::from_millis(50);
 const REPEAT_MAX: Duration = Duration::from_secs(10);
@@ -59,10 +63,11 @@ impl BandwidthTask {
         let mut random = self.seed;
         sleep(self.fraction_of(&mut random, self.plan.interval.min(FIRST_RUN_WITHIN))).await;
         loop {
-            let began = Clock::now();
+            let (began, mut interval) = (Clock::now(), self.plan.interval);
             for (direction, series) in &self.series {
                 if let Err(reason) = self.attempt(*direction, series, &mut random).await {
                     debug!(path = self.name, direction = direction.as_str(), ?reason, "no bandwidth run");
+                    interval = interval.min(RETRY_AFTER);
                     match reason {
                         NoRun::Skipped(reason) => series.skipped(reason),
                         NoRun::Failed(reason) => series.failed(reason),
@@ -70,8 +75,8 @@ impl BandwidthTask {
                 }
             }
             // Three quarters to five quarters of the interval, so that agents do not stay in step.
-            let interval = self.plan.interval * 3 / 4 + self.fraction_of(&mut random, self.plan.interval / 2);
-            sleep(interval.saturating_sub(Clock::now().since(began))).await;
+            let pause = interval * 3 / 4 + self.fraction_of(&mut random, interval / 2);
+            sleep(pause.saturating_sub(Clock::now().since(began))).await;
         }
     }
 

@@ -178,6 +178,8 @@ struct State {
     stopped_until: Timestamp,
     table: LeaseTable,
     ledger: ByteLedger,
+    /// Whether the ledger has changed since it was last stored.
+    is_ledger_changed: bool,
     /// Leases that are granted or waited for, with what is known of them.
     known: BTreeMap<LeaseId, Known>,
 }
@@ -201,6 +203,17 @@ const RUN_BYTES_MIN: u64 = 1_250_000;
 /// How long no run is begun after an operator has stopped all. Chosen: time to switch runs off.
 pub(crate) const STOP_TIME: Duration = Duration::from_secs(60);
 
+/// The bytes that bandwidth runs have used on a day, as they are stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredLedger {
+    /// The day, counted from 1970 in UTC.
+    day: u64,
+    /// Bytes of all runs.
+    host: u64,
+    /// Bytes of each path or client.
+    paths: BTreeMap<String, u64>,
+}
+
 /// How long a lease lasts longer than its run sends: to open connections, and to receive what is on the way.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -218,6 +231,7 @@ impl Leases {
                 stopped_until: Timestamp::default(),
                 table,
                 ledger,
+                is_ledger_changed: false,
                 known,
             }),
         }
@@ -274,6 +288,29 @@ impl Leases {
         let mut state = self.state();
         state.table.defer(Clock::now(), lease);
         state.give_back(lease);
+    }
+
+    /// The bytes that were used today, to be stored; `None` if they have not changed since the last call.
+    #[must_use]
+    pub fn changed_ledger(&self) -> Option<StoredLedger> {
+        let mut state = self.state();
+        if !std::mem::take(&mut state.is_ledger_changed) {
+            return None;
+        }
+        let ledger = &state.ledger;
+        let paths = ledger.paths().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
+        Some(StoredLedger { day: ledger.day(), host: ledger.host(), paths })
+    }
+
+    /// The ledger could not be stored: it is returned again.
+    pub fn ledger_not_stored(&self) {
+        self.state().is_ledger_changed = true;
+    }
+
+    /// Continues with a ledger that was stored. Bytes that were reserved then count as used.
+    pub fn restore_ledger(&self, stored: StoredLedger) {
+        let StoredLedger { day, host, paths } = stored;
+        self.state().ledger = ByteLedger::restore(day, host, paths);
     }
 
     /// Bytes that are left today for the runs of a path, or with a client.
@@ -452,7 +489,10 @@ impl State {
             }
             let bytes = known.run.bytes_max;
             match self.ledger.reserve(wall, budget, &path, bytes) {
-                Ok(reservation) => known.reservation = Some(reservation),
+                Ok(reservation) => {
+                    known.reservation = Some(reservation);
+                    self.is_ledger_changed = true;
+                }
                 Err(error) => {
                     self.table.release(id);
                     self.known.remove(&id);
@@ -484,12 +524,14 @@ impl State {
         let reservation = self.known.get_mut(&id).and_then(|known| known.reservation.take());
         if let Some(reservation) = reservation {
             self.ledger.settle(reservation, 0);
+            self.is_ledger_changed = true;
         }
     }
 
     fn settle(&mut self, id: LeaseId) {
         if let Some(Known { reservation: Some(reservation), used, .. }) = self.known.remove(&id) {
             self.ledger.settle(reservation, used);
+            self.is_ledger_changed = true;
         }
     }
 }

@@ -19,7 +19,7 @@ mod transfer;
 
 pub use connections::BulkConnections;
 pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace};
-pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, RefusalReason};
+pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, RefusalReason, StoredLedger};
 pub use outcome::{LimitedBy, RunOutcome};
 pub use prober::{RunError, TcpRun};
 

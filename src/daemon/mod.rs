@@ -133,7 +133,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two attempts to start a path that could not be started.
 const RETRY_EVERY: u64 = 30;
 
-/// Ticks between two writes of events and traces.
+/// Ticks between two writes of events, traces and budgets.
 const STORE_EVERY: u64 = 2;
 
 /// Ticks between two rankings of the worst paths.
@@ -218,7 +218,13 @@ impl Daemon {
         let event_log = Arc::new(EventLog::default());
         let state_dir = settings.config.state_dir.as_deref();
         let (events_kept, traces_kept) = (Arc::clone(&event_log), Arc::clone(&traces));
-        let stored_state = StoredState::restore(state_dir, events_kept, traces_kept, Arc::clone(&exporter));
+        let stored_state = StoredState::restore(
+            state_dir,
+            events_kept,
+            traces_kept,
+            Arc::clone(&leases),
+            Arc::clone(&exporter),
+        );
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
         let app_state = Arc::new(AppState {
             status: ArcSwap::default(),

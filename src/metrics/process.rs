@@ -145,7 +145,7 @@ impl ProcessMetrics {
             state_dir_write_failures: integer(
                 &registry,
                 "pathmeter_state_dir_write_failures_total",
-                "Failed attempts to store events and traces in state_dir.",
+                "Failed attempts to store events, traces and budgets in state_dir.",
             ),
             series_dropped: gauge(
                 &registry,
@@ -252,7 +252,7 @@ impl ProcessMetrics {
         self.resolve_failures.inc();
     }
 
-    /// Counts a failed attempt to store events and traces.
+    /// Counts a failed attempt to store events, traces and budgets.
     pub fn state_write_failed(&self) {
         self.state_dir_write_failures.inc();
     }

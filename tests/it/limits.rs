@@ -248,6 +248,11 @@ const MEASURING: &[Row] = &[
         "the older one is replaced",
     ),
     (
+        "each of the two files of byte ledgers in `state_dir`",
+        &["src/daemon/stored_state.rs:LEDGER_BYTES_MAX"],
+        "the older one is replaced; a longer ledger is not stored",
+    ),
+    (
         "time to store what is new when the agent stops",
         &["src/daemon/stored_state.rs:LAST_WRITE_MAX"],
         "it is lost",
@@ -326,6 +331,11 @@ const ANSWERING: &[Row] = &[
         "time from a lease to its first connection",
         &["proto/src/bandwidth/lease/mod.rs:ACTIVATION_MAX"],
         "the lease expires",
+    ),
+    (
+        "time without bandwidth runs after an operator has stopped all",
+        &["src/bulk/leases.rs:STOP_TIME"],
+        "runs may begin again",
     ),
     (
         "data connections of a bandwidth run",

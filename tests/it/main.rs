@@ -9,6 +9,7 @@ mod fixture;
 mod answering;
 mod architecture;
 mod bad_input;
+mod bandwidth;
 mod cli;
 #[cfg(feature = "clock-faults")]
 mod clock;
