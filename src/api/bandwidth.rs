@@ -62,7 +62,7 @@ pub(super) fn stop(leases: &Leases, client: IpAddr, proof: &SignatureStatus) -> 
 const fn status_of(reason: RefusalReason) -> StatusCode {
     match reason {
         RefusalReason::NotAllowed | RefusalReason::Disabled => StatusCode::FORBIDDEN,
-        RefusalReason::TooLarge => StatusCode::BAD_REQUEST,
+        RefusalReason::Invalid => StatusCode::BAD_REQUEST,
         RefusalReason::Budget | RefusalReason::QueueFull => StatusCode::TOO_MANY_REQUESTS,
         RefusalReason::Stopping | RefusalReason::Stopped | RefusalReason::Other => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -12,6 +12,7 @@ use pathmeter_proto::echo::{EchoReport, RoundTrip, Verdict};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::PeerTimestamp;
+use tokio::time::sleep;
 
 use crate::clock::Clock;
 use crate::config::Probe;
@@ -47,6 +48,12 @@ pub fn echo_probe(options: Vec<(&'static str, Argument)>) -> Result<Probe, Strin
     probe_from_options(all)
 }
 
+/// Interval at which the replies are examined.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long the replies to the last echoes of a run are waited for.
+const REPLY_WAIT: Duration = Duration::from_secs(1);
+
 /// Sends echoes over a path and watches the replies. Dropping it stops them.
 pub struct LatencyWatch {
     echoes: PathEchoes,
@@ -71,20 +78,36 @@ impl LatencyWatch {
         Self { echoes, reports, monitor, stops, last_rtt: None, reference: None }
     }
 
-    /// Measures the idle path, for [`IDLE_TIME`].
-    pub async fn idle(&mut self) {
-        tokio::time::sleep(IDLE_TIME).await;
-        self.check();
+    /// Measures the idle path, for [`IDLE_TIME`]. Returns whether harm can be seen: the path has answered.
+    pub async fn idle(&mut self) -> bool {
+        for _ in 0..IDLE_TIME.as_millis() / CHECK_INTERVAL.as_millis() {
+            sleep(CHECK_INTERVAL).await;
+            self.check();
+        }
+        self.monitor.has_baseline()
     }
 
-    /// The load begins. Returns whether harm can be seen.
-    pub fn load_begins(&mut self) -> bool {
+    /// The load begins.
+    pub(super) fn load_begins(&mut self) {
         self.check();
-        self.monitor.load_begins()
+        self.monitor.load_begins();
+    }
+
+    /// The load has ended: waits for the replies that are on the way, for at most [`REPLY_WAIT`].
+    pub(super) async fn load_ends(&mut self) {
+        self.check();
+        self.monitor.load_ends();
+        for _ in 0..REPLY_WAIT.as_millis() / CHECK_INTERVAL.as_millis() {
+            if !self.monitor.is_waiting() {
+                break;
+            }
+            sleep(CHECK_INTERVAL).await;
+            self.check();
+        }
     }
 
     /// Examines the replies since the last call. Returns harm if the run must stop.
-    pub fn check(&mut self) -> Option<Harm> {
+    pub(super) fn check(&mut self) -> Option<Harm> {
         // Replies that arrived before are among the reports.
         let drained = Clock::now() - datagram::RECEIVE_TICK_MAX;
         let mut harm = None;

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use crate::config::Probe;
 use crate::config::bandwidth::Bandwidth;
 use crate::config::echo::Echo;
-use crate::config::probe_options::Argument;
 use crate::echo::EchoPlan;
 use crate::http::client::authority;
 use crate::metrics::AnySeries;
@@ -34,8 +33,8 @@ impl ProbeKind for Bandwidth {
             // `check_kind` refuses targets.
             Remote::Target(target) => (target.port, target.port, &target.address, None),
         };
-        let dscp = ("dscp", Argument::Text(probe.dscp.to_string()));
-        let mut echo = latency::echo_probe(vec![dscp]).expect("the name of a DSCP is valid");
+        // The echoes have best effort: they stand for other traffic.
+        let mut echo = latency::echo_probe(Vec::new()).expect("there are no options");
         echo.source = probe.source;
         let kind = echo.kind.downcast::<Echo>().expect("the options describe an echo probe");
         Box::new(BandwidthPlan {

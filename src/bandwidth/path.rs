@@ -140,14 +140,15 @@ impl Measured for BandwidthMeasured {
     }
 
     fn row(&self) -> TableRow {
-        let cell = |(_, series): &(RunDirection, Arc<BandwidthSeries>)| {
-            let throughput = series.last().and_then(|last| last.throughput);
+        let cell = |direction: RunDirection| {
+            let series = self.series.iter().find(|(known, _)| *known == direction);
+            let throughput = series.and_then(|(_, series)| series.last()?.throughput);
             #[expect(clippy::cast_precision_loss, reason = "display only")]
             let megabits = |bytes: u64| format!("{:.1}", bytes as f64 * 8.0 / 1e6);
             format!("{:>16}", throughput.map_or_else(|| "-".to_owned(), megabits))
         };
         let runs: u64 = self.series.iter().map(|(_, series)| series.runs()).sum();
-        let cells = self.series.iter().map(cell).collect::<String>();
+        let cells = [RunDirection::Forward, RunDirection::Reverse].map(cell).concat();
         TableRow { head: TABLE_HEAD, cells: format!("{runs:>7}{cells}") }
     }
 }

@@ -8,11 +8,8 @@ use std::time::Duration;
 use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::bandwidth::throughput::Progress;
 
-use super::latency::LatencyWatch;
+use super::latency::{CHECK_INTERVAL, LatencyWatch};
 use crate::bulk::{BulkConnections, RunError, RunOutcome, TcpRun};
-
-/// Interval at which the replies of the path are examined.
-const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +25,8 @@ pub enum MeasureError {
 /// A run in progress, seen by the thread that runs it and by the one that watches it.
 #[derive(Debug, Default)]
 struct LiveRun {
-    progress: Progress,
+    /// `None` until the load begins.
+    progress: Option<Progress>,
     stop: Option<StopReason>,
 }
 
@@ -51,19 +49,19 @@ pub async fn measure(
     let seen = Arc::clone(&live);
     let supervised = move |progress| {
         let mut live = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        live.progress = progress;
+        live.progress = Some(progress);
         let own = supervise(progress);
         live.stop.or(own)
     };
     let mut running = threads.runtime()?.spawn(run.run(supervised));
     // The run ends with this future.
     let _abort = AbortOnDrop(running.abort_handle());
-    let mut ticker = tokio::time::interval(WATCH_INTERVAL);
-    let (mut stop, mut is_stopped) = (pin!(stop), false);
+    let mut ticker = tokio::time::interval(CHECK_INTERVAL);
+    let (mut stop, mut is_stopped, mut is_loaded) = (pin!(stop), false, false);
     loop {
         tokio::select! {
             ended = &mut running => {
-                watch.check();
+                watch.load_ends().await;
                 let outcome = ended.map_err(std::io::Error::other)??;
                 return Ok(outcome.with_latency(watch.result()));
             }
@@ -74,7 +72,11 @@ pub async fn measure(
                     live.stop = live.stop.or(harm);
                     live.progress
                 };
-                on_progress(progress, watch.last_rtt());
+                if progress.is_some() && !is_loaded {
+                    is_loaded = true;
+                    watch.load_begins();
+                }
+                on_progress(progress.unwrap_or_default(), watch.last_rtt());
             }
             reason = &mut stop, if !is_stopped => {
                 is_stopped = true;

@@ -123,6 +123,8 @@ impl BandwidthTask {
                     if own.as_ref().is_none_or(|own| own.id != id) {
                         own = Some(OwnLease { bulk: &self.bulk, id });
                     }
+                    let rate_max = [granted.rate_bytes_per_second, request.rate_bytes_per_second];
+                    request.rate_bytes_per_second = rate_max.into_iter().flatten().min();
                     match self.leases.request(&request).await {
                         Err(_) => return Err(NoRun::Failed(FailureReason::Request)),
                         Ok(LeaseAnswer::Refused { reason, .. }) => {
@@ -130,9 +132,7 @@ impl BandwidthTask {
                         }
                         Ok(LeaseAnswer::Granted(grant)) => {
                             let bytes_max = granted.bytes_max.min(grant.bytes_max);
-                            let rate_max = [granted.rate_bytes_per_second, grant.rate_bytes_per_second];
-                            let rate_bytes_per_second = rate_max.into_iter().flatten().min();
-                            let grant = Grant { bytes_max, rate_bytes_per_second, ..grant };
+                            let grant = Grant { bytes_max, ..grant };
                             return self.measure(direction, series, id, &grant, random).await;
                         }
                         Ok(LeaseAnswer::Waiting { lease, repeat_after_seconds, .. }) => {
@@ -165,7 +165,9 @@ impl BandwidthTask {
         let harm = bandwidth.added_delay_max.map(|added_delay_max| HarmLimits { added_delay_max });
         *random = mix(random.wrapping_add(1));
         let mut watch = LatencyWatch::start(self.echoes.clone(), harm, *random);
-        watch.idle().await;
+        if !watch.idle().await && harm.is_some() {
+            return Err(NoRun::Skipped(SkipReason::NoReplies));
+        }
         let (lease, secret) = grant.decode().ok_or(FAILED)?;
         self.bulk.leases.attach(own, 0).map_err(|_| FAILED)?;
         let run = TcpRun {
@@ -180,19 +182,15 @@ impl BandwidthTask {
             duration: bandwidth.time,
             rate_max: grant.rate_bytes_per_second,
         };
-        watch.load_begins();
         let counted = Arc::new(AtomicU64::new(0));
         let (leases, seen) = (Arc::clone(&self.bulk.leases), Arc::clone(&counted));
         let supervise = move |progress: Progress| {
             let new = progress.bytes.saturating_sub(seen.swap(progress.bytes, Relaxed));
-            if !leases.is_valid(own) {
-                return Some(StopReason::Lease);
-            }
-            (!leases.count_bytes(own, new)).then_some(StopReason::Bytes)
+            let is_within = leases.count_bytes(own, new) && leases.is_valid(own);
+            (!is_within).then_some(StopReason::Lease)
         };
-        series.running.set(1);
+        let _running = Running::begin(series);
         let outcome = measure(run, &self.bulk.threads, &mut watch, supervise, |_, _| {}, pending()).await;
-        series.running.set(0);
         let outcome = outcome.map_err(|_| FAILED)?;
         self.bulk.leases.count_bytes(own, outcome.bytes.saturating_sub(counted.load(Relaxed)));
         if outcome.bytes == 0 {
@@ -200,6 +198,22 @@ impl BandwidthTask {
         }
         record(series, &outcome);
         Ok(())
+    }
+}
+
+/// A run that loads a path, also if its task is aborted.
+struct Running<'a>(&'a BandwidthSeries);
+
+impl<'a> Running<'a> {
+    fn begin(series: &'a BandwidthSeries) -> Self {
+        series.running.set(1);
+        Self(series)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.set(0);
     }
 }
 
@@ -214,7 +228,7 @@ const fn skip_reason(reason: RefusalReason) -> SkipReason {
     match reason {
         RefusalReason::NotAllowed => SkipReason::NotAllowed,
         RefusalReason::Disabled | RefusalReason::Stopped => SkipReason::Disabled,
-        RefusalReason::TooLarge => SkipReason::TooLarge,
+        RefusalReason::Invalid => SkipReason::Invalid,
         RefusalReason::Budget => SkipReason::Budget,
         RefusalReason::QueueFull => SkipReason::Busy,
         RefusalReason::Stopping | RefusalReason::Other => SkipReason::Other,
@@ -230,7 +244,7 @@ fn record(series: &BandwidthSeries, outcome: &RunOutcome) {
     let seconds = at as f64 / 1e9;
     json["timestamp_seconds"] = seconds.into();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a ratio is from 0 to 1")]
-    let loss_millionths = (outcome.loss_ratio().unwrap_or(0.0) * 1e6) as u64;
+    let loss_millionths = outcome.loss_ratio().map(|ratio| (ratio * 1e6) as u64);
     let latency = outcome.latency.map(|latency| RunLatency {
         idle: nanos(latency.idle_rtt),
         loaded: nanos(latency.loaded_rtt),

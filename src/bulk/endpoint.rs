@@ -23,6 +23,8 @@ use crate::stream::{delivered_bytes, read_tcp_info};
 /// What one end of a run does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EndpointPlan {
+    /// Whether this end has begun the run. Only that end watches for harm.
+    pub(super) is_prober: bool,
     /// Whether this end sends. The other end receives.
     pub(super) is_sender: bool,
     /// Bytes of payload after which the sender ends.
@@ -36,11 +38,13 @@ pub(super) struct EndpointPlan {
 /// What one end of a run learnt. The times of `samples` count from the start of the run.
 #[derive(Debug, Clone)]
 pub(super) struct EndpointOutcome {
-    pub(super) own: RunResult,
+    pub(super) local: RunResult,
     /// The result of the other end; `None` if it was not received.
-    pub(super) other: Option<RunResult>,
+    pub(super) remote: Option<RunResult>,
     /// What had arrived at the receiver, in order or not, as the sender knows it by its own clock.
     pub(super) samples: Vec<Progress>,
+    /// Bytes that this end has passed to its kernel, or received from it.
+    pub(super) bytes: u64,
 }
 
 /// Interval at which a run is supervised and the receiver counts. It bounds how long a run goes on after the
@@ -53,24 +57,24 @@ const TICKS_PER_MESSAGE: u32 = 2;
 const TICKS_PER_MESSAGE_LATER: u32 = 10;
 const LATER: u32 = 100;
 
-/// An end that has sent nothing for this long is taken for dead. Chosen: longer than the queue of a slow link
-/// delays a message.
-const SILENT_MAX: Duration = Duration::from_secs(2);
+/// An end that has sent nothing for this long is taken for dead. Chosen: TCP has repeated a lost message twice by
+/// then, behind a queue of a second.
+const SILENT_MAX: Duration = Duration::from_secs(4);
 
 /// How long the receiver waits for what is on the way when the time of the run is over.
 const DRAIN_AFTER_TIME: Duration = Duration::from_millis(300);
 
-/// How long the sender waits for the result of the receiver when it has sent all its bytes.
+/// How much longer than its time a run may take to deliver what was sent. The lease lasts a second longer.
 const DRAIN_AFTER_BYTES: Duration = Duration::from_secs(4);
 
-/// How long an end waits for the result of the other one in all other cases.
+/// How long an end waits for the result of the other one when it has ended itself.
 const RESULT_WAIT: Duration = Duration::from_secs(1);
 
 /// Maximum samples; later ones replace the last one. Chosen: one each 10 ms for a minute and a half.
 const SAMPLES_MAX: usize = 9_000;
 
-/// Runs one end, from the start message to the results. `supervise` is called each 10 ms with what this end
-/// has sent or received, and returns why the run must stop, if it must.
+/// Runs one end, from the start message to the results. `supervise` is called each 10 ms with what this end has
+/// sent or received, until the last byte has arrived, and returns why the run must stop, if it must.
 pub(super) async fn run(
     mut control: Control,
     data: Vec<TcpStream>,
@@ -78,8 +82,8 @@ pub(super) async fn run(
     supervise: impl FnMut(Progress) -> Option<StopReason>,
 ) -> EndpointOutcome {
     let mut end = Endpoint::new(data, plan);
-    let reason = end.transfer(&mut control, supervise).await;
-    end.finish(control, reason).await
+    let ending = end.transfer(&mut control, supervise).await;
+    end.finish(control, ending).await
 }
 
 #[derive(Debug)]
@@ -89,8 +93,26 @@ struct Endpoint {
     data: Vec<Arc<TcpStream>>,
     bytes: Arc<ByteCount>,
     transfers: JoinSet<io::Result<()>>,
+    /// Bytes that had been delivered before the payload: the messages of the data connections.
+    delivered_before: u64,
     samples: Vec<Progress>,
-    other: Option<RunResult>,
+    remote: Option<RunResult>,
+}
+
+/// How the transfer has ended.
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    reason: StopReason,
+    /// Whether the other end must be told.
+    is_stopped_here: bool,
+}
+
+/// What the sender has sent is still on the way.
+#[derive(Debug, Clone, Copy)]
+struct Draining {
+    reason: StopReason,
+    /// When it is no longer waited for, from the start.
+    until: Duration,
 }
 
 impl Endpoint {
@@ -98,6 +120,7 @@ impl Endpoint {
     fn new(data: Vec<TcpStream>, plan: EndpointPlan) -> Self {
         let data: Vec<_> = data.into_iter().map(Arc::new).collect();
         let bytes = Arc::new(ByteCount::new(plan.bytes_max, plan.rate_max));
+        let delivered_before = data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum();
         let mut transfers = JoinSet::new();
         for stream in &data {
             let (stream, bytes) = (Arc::clone(stream), Arc::clone(&bytes));
@@ -108,56 +131,70 @@ impl Endpoint {
                 }
             });
         }
-        let start = Clock::now();
-        let samples = vec![Progress::default()];
-        Self { plan, start, data, bytes, transfers, samples, other: None }
+        let (start, samples) = (Clock::now(), vec![Progress::default()]);
+        Self { plan, start, data, bytes, transfers, delivered_before, samples, remote: None }
     }
 
-    /// Supervises the transfers until they have ended or must end. Returns why.
+    /// Supervises the transfers until everything has arrived or the run must end.
     async fn transfer(
         &mut self,
         control: &mut Control,
         mut supervise: impl FnMut(Progress) -> Option<StopReason>,
-    ) -> StopReason {
-        let drain = if self.plan.is_sender { Duration::ZERO } else { DRAIN_AFTER_TIME };
-        let time_max = self.plan.duration + drain;
+    ) -> Ending {
+        let ended = |reason| Ending { reason, is_stopped_here: false };
         let mut ticker = interval(TICK);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (mut ticks, mut received_at) = (0_u32, Clock::now());
+        let mut draining: Option<Draining> = None;
         loop {
             tokio::select! {
+                // Messages that wait are read before it is decided that none came.
+                biased;
+                message = control.receive() => {
+                    received_at = Clock::now();
+                    if let Some(reason) = self.on_message(message) {
+                        return ended(draining.map_or(reason, |draining| draining.ended(reason)));
+                    }
+                }
                 _ = ticker.tick() => {
                     let progress = self.progress();
+                    let elapsed = progress.at.since(Timestamp::default());
                     let mut message = progress;
                     if self.plan.is_sender {
                         message.bytes = self.delivered();
                         self.add_sample(message);
                     }
                     if let Some(reason) = supervise(progress) {
-                        // If it is not received, the other end sees the end of the connections.
-                        let _ = control.send(&RunMessage::Stop(reason)).await;
-                        return reason;
+                        return Ending { reason, is_stopped_here: true };
                     }
-                    if progress.at.since(Timestamp::default()) >= time_max {
-                        return StopReason::Time;
+                    match draining {
+                        Some(Draining { reason, until }) if elapsed >= until => return ended(reason),
+                        None if elapsed >= self.plan.duration && self.plan.is_sender => {
+                            self.end_sending().await;
+                            let until = self.plan.duration + DRAIN_AFTER_TIME;
+                            draining = Some(Draining { reason: StopReason::Time, until });
+                        }
+                        None if elapsed >= self.plan.duration + DRAIN_AFTER_BYTES => {
+                            return ended(StopReason::Time);
+                        }
+                        Some(_) | None => {}
                     }
-                    let every = if ticks < LATER { TICKS_PER_MESSAGE } else { TICKS_PER_MESSAGE_LATER };
                     let is_silent = Clock::now().since(received_at) > SILENT_MAX;
-                    if is_silent || ticks.is_multiple_of(every) && !send_progress(control, message).await {
-                        return StopReason::Peer;
+                    let every = if ticks < LATER { TICKS_PER_MESSAGE } else { TICKS_PER_MESSAGE_LATER };
+                    let is_due = ticks.is_multiple_of(every);
+                    if is_silent || is_due && !send_progress(control, message).await {
+                        return ended(StopReason::Peer);
                     }
                     ticks += 1;
                 }
-                message = control.receive() => {
-                    received_at = Clock::now();
-                    if let Some(reason) = self.on_message(message) {
-                        return reason;
+                Some(joined) = self.transfers.join_next() => match joined {
+                    Ok(Ok(())) if !self.transfers.is_empty() => {}
+                    Ok(Ok(())) if self.plan.is_sender => {
+                        let until = self.plan.duration + DRAIN_AFTER_BYTES;
+                        draining = Some(Draining { reason: StopReason::Bytes, until });
                     }
-                }
-                Some(ended) = self.transfers.join_next() => match ended {
-                    Ok(Ok(())) if self.transfers.is_empty() => return StopReason::Bytes,
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) | Err(_) => return StopReason::Peer,
+                    Ok(Ok(())) => return ended(StopReason::Bytes),
+                    Ok(Err(_)) | Err(_) => return ended(StopReason::Peer),
                 },
             }
         }
@@ -172,11 +209,13 @@ impl Endpoint {
                 }
                 None
             }
-            Ok(RunMessage::Stop(reason)) => Some(reason),
-            Ok(RunMessage::Result(result)) => {
-                // The receiver has ended; or the sender, and what it has sent is still on the way.
-                let reason = self.plan.is_sender.then_some(result.reason);
-                self.other = Some(result);
+            Ok(RunMessage::Stop(reason)) => Some(self.believed_reason(reason)),
+            Ok(RunMessage::Result(mut result)) => {
+                result.reason = self.believed_reason(result.reason);
+                // The sender of a run that ends with its bytes waits until they have arrived.
+                let has_ended = self.plan.is_sender || result.reason != StopReason::Bytes;
+                let reason = has_ended.then_some(result.reason);
+                self.remote = Some(result);
                 reason
             }
             Ok(RunMessage::Activate { .. } | RunMessage::Activated { .. } | RunMessage::Start) | Err(_) => {
@@ -185,42 +224,45 @@ impl Endpoint {
         }
     }
 
+    /// A reason that the other end gives. A responder does not know whether a run does harm.
+    fn believed_reason(&self, reason: StopReason) -> StopReason {
+        match reason {
+            StopReason::Delay | StopReason::Loss if self.plan.is_prober => StopReason::Peer,
+            StopReason::Bytes
+            | StopReason::Time
+            | StopReason::Delay
+            | StopReason::Loss
+            | StopReason::Lease
+            | StopReason::Peer
+            | StopReason::Operator => reason,
+        }
+    }
+
     /// Ends the connections and exchanges the results.
-    async fn finish(mut self, mut control: Control, reason: StopReason) -> EndpointOutcome {
+    async fn finish(mut self, mut control: Control, ending: Ending) -> EndpointOutcome {
+        let Ending { reason, is_stopped_here } = ending;
         let ended = self.progress();
         let (bytes, sender) = match self.plan.is_sender {
             true => (self.delivered(), self.sender_statistics()),
             false => (ended.bytes, SenderStatistics::default()),
         };
-        let own = RunResult { reason, bytes, nanos: ended.at.as_nanos(), sender };
-        let wait = match reason {
-            StopReason::Bytes if self.plan.is_sender => DRAIN_AFTER_BYTES,
-            StopReason::Bytes => RESULT_WAIT,
-            StopReason::Time => DRAIN_AFTER_TIME + RESULT_WAIT,
-            StopReason::Delay
-            | StopReason::Loss
-            | StopReason::Lease
-            | StopReason::Peer
-            | StopReason::Operator => RESULT_WAIT,
-        };
+        let local = RunResult { reason, bytes, nanos: ended.at.as_nanos(), sender };
         match reason {
-            StopReason::Bytes => {}
-            StopReason::Time => {
-                self.transfers.shutdown().await;
-                for stream in &self.data {
-                    // It may have ended already.
-                    let _ = SockRef::from(&**stream).shutdown(std::net::Shutdown::Write);
-                }
-            }
+            // Everything has arrived, or the sender has ended its connections.
+            StopReason::Bytes | StopReason::Time => {}
             StopReason::Delay
             | StopReason::Loss
             | StopReason::Lease
             | StopReason::Peer
             | StopReason::Operator => self.reset().await,
         }
-        if control.send(&RunMessage::Result(own.clone())).await.is_ok() {
+        let stopped = match is_stopped_here {
+            true => control.send(&RunMessage::Stop(reason)).await,
+            false => Ok(()),
+        };
+        if stopped.is_ok() && control.send(&RunMessage::Result(local.clone())).await.is_ok() {
             let result = async {
-                while self.other.is_none() {
+                while self.remote.is_none() {
                     let message = control.receive().await;
                     let has_ended = message.is_err();
                     // Only its result matters now.
@@ -231,14 +273,24 @@ impl Endpoint {
                 }
             };
             // Without it, the outcome has only what this end knows.
-            let _ = timeout(wait, result).await;
+            let _ = timeout(RESULT_WAIT, result).await;
         }
         self.reset().await;
-        if let Some(sent) = if self.plan.is_sender { Some(&own) } else { self.other.as_ref() } {
+        if let Some(sent) = if self.plan.is_sender { Some(&local) } else { self.remote.as_ref() } {
             let last = Progress { at: Timestamp::from_nanos(sent.nanos), bytes: sent.bytes };
             self.add_sample(last);
         }
-        EndpointOutcome { own, other: self.other, samples: self.samples }
+        let bytes = self.bytes.done();
+        EndpointOutcome { local, remote: self.remote, samples: self.samples, bytes }
+    }
+
+    /// Sends no more, and ends the connections when the kernel has sent what it has.
+    async fn end_sending(&mut self) {
+        self.transfers.shutdown().await;
+        for stream in &self.data {
+            // It may have ended already.
+            let _ = SockRef::from(&**stream).shutdown(std::net::Shutdown::Write);
+        }
     }
 
     /// Closes the data connections. The kernel discards what it has not sent yet.
@@ -257,7 +309,8 @@ impl Endpoint {
 
     /// Bytes that have arrived at the other end, over all connections.
     fn delivered(&self) -> u64 {
-        self.data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum()
+        let all: u64 = self.data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum();
+        all.saturating_sub(self.delivered_before)
     }
 
     fn add_sample(&mut self, sample: Progress) {
@@ -295,6 +348,20 @@ impl Endpoint {
         (sum.busy_ms, sum.window_limited_ms, sum.buffer_limited_ms) =
             (mean_ms(busy), mean_ms(window), mean_ms(buffer));
         sum
+    }
+}
+
+impl Draining {
+    /// Why a run has ended whose receiver says `reason`.
+    fn ended(self, reason: StopReason) -> StopReason {
+        match reason {
+            StopReason::Bytes | StopReason::Time => self.reason,
+            StopReason::Delay
+            | StopReason::Loss
+            | StopReason::Lease
+            | StopReason::Peer
+            | StopReason::Operator => reason,
+        }
     }
 }
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use pathmeter_proto::bandwidth::lease::ABSENT_AFTER;
 use tokio::time::sleep;
 
 use super::leases::{Grant, LeaseAnswer, LeaseRequest, RefusalReason};
+use crate::clock::Clock;
 use crate::http::client::{Client, ClientError};
 
 /// The path of requests for leases.
@@ -59,13 +61,16 @@ pub enum LeaseError {
 pub struct QueuePlace {
     /// 1 for the next one.
     pub position: usize,
-    /// The time until the run can begin at the latest, in seconds.
+    /// The time until the run can begin if those before it take as long as they may, in seconds.
     pub expected_start_seconds: f64,
 }
 
 /// Limits of the time after which a request is repeated, whatever the responder says.
 const REPEAT_MIN: Duration = Duration::from_millis(50);
 const REPEAT_MAX: Duration = Duration::from_secs(10);
+
+/// Pause after a request that failed while the client waits.
+const REPEAT_AFTER_ERROR: Duration = Duration::from_millis(200);
 
 /// Bytes of an unexpected response that are shown.
 const SHOWN_BYTES: usize = 200;
@@ -94,8 +99,20 @@ impl LeaseClient {
         mut request: LeaseRequest,
         mut on_place: impl FnMut(QueuePlace),
     ) -> Result<Grant, LeaseError> {
+        let mut answered_at = Clock::now();
         loop {
-            match self.request(&request).await? {
+            let answer = match self.request(&request).await {
+                // The place is kept for a while.
+                Err(LeaseError::Request(_))
+                    if request.lease.is_some() && Clock::now().since(answered_at) < ABSENT_AFTER =>
+                {
+                    sleep(REPEAT_AFTER_ERROR).await;
+                    continue;
+                }
+                answer => answer?,
+            };
+            answered_at = Clock::now();
+            match answer {
                 LeaseAnswer::Granted(grant) => return Ok(grant),
                 LeaseAnswer::Waiting { lease, position, expected_start_seconds, repeat_after_seconds } => {
                     request.lease = Some(lease);

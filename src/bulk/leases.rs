@@ -120,8 +120,8 @@ pub enum RefusalReason {
     Stopping,
     /// An operator has stopped all runs.
     Stopped,
-    /// The run would be larger than this agent allows.
-    TooLarge,
+    /// A value of the request is outside of what this agent allows.
+    Invalid,
     /// The budget of the day has too few bytes left.
     Budget,
     /// Too many clients wait.
@@ -196,6 +196,9 @@ struct Known {
     /// Whether the run has begun: it settles its budget itself when it ends.
     has_begun: bool,
 }
+
+/// The smallest limit of a rate in bytes per second: that of the configuration.
+const RUN_RATE_MIN: u64 = 12_500;
 
 /// A run that may use fewer bytes says nothing about a path. Chosen: 0.1 s at 100 Mbit/s.
 const RUN_BYTES_MIN: u64 = 1_250_000;
@@ -439,21 +442,25 @@ impl State {
             });
         }
         if Dscp::new(request.dscp).is_none() {
-            return refused(RefusalReason::TooLarge, format!("dscp: {}; 0 to 63 are allowed", request.dscp));
+            return refused(RefusalReason::Invalid, format!("dscp: {}; 0 to 63 are allowed", request.dscp));
         }
-        let too_large = |what: &str, found: u64, allowed: u64| {
-            refused(RefusalReason::TooLarge, format!("{what}: {found}; this agent allows 1 to {allowed}"))
+        let outside = |what: &str, found: u64, least: u64, most: u64| {
+            let detail = format!("{what}: {found}; this agent allows {least} to {most}");
+            refused(RefusalReason::Invalid, detail)
         };
         let (seconds_max, connections) = (self.rules.run_time_max.as_secs(), u64::from(request.connections));
         if !(1..=u64::from(DATA_CONNECTIONS_MAX)).contains(&connections) {
-            return too_large("connections", connections, DATA_CONNECTIONS_MAX.into());
+            return outside("connections", connections, 1, DATA_CONNECTIONS_MAX.into());
         }
         if !(1..=seconds_max).contains(&request.seconds_max) {
-            return too_large("seconds", request.seconds_max, seconds_max);
+            return outside("seconds", request.seconds_max, 1, seconds_max);
         }
         if let Some(bytes) = request.bytes_max.filter(|bytes| !(1..=self.rules.run_bytes_max).contains(bytes))
         {
-            return too_large("bytes", bytes, self.rules.run_bytes_max);
+            return outside("bytes", bytes, 1, self.rules.run_bytes_max);
+        }
+        if let Some(rate) = request.rate_bytes_per_second.filter(|rate| *rate < RUN_RATE_MIN) {
+            return outside("rate_bytes_per_second", rate, RUN_RATE_MIN, u64::MAX);
         }
         Ok(())
     }
@@ -634,7 +641,7 @@ mod tests {
                 "bytes: 0; this agent allows 1 to 1000000",
             ),
         ] {
-            assert_eq!(refused(request), (RefusalReason::TooLarge, detail.to_owned()));
+            assert_eq!(refused(request), (RefusalReason::Invalid, detail.to_owned()));
         }
         assert!(matches!(leases.request(CLIENT, allowed), LeaseAnswer::Granted(_)));
     }

@@ -69,6 +69,9 @@ impl LimitedBy {
 /// A limit is one if it applied for this part of the run, in percent. Chosen: TCP fills the rest of the time.
 const LIMITED_PERCENT: u64 = 20;
 
+/// Bytes that may have arrived out of order when a run ends. Chosen: more than any receive buffer holds.
+const OUT_OF_ORDER_MAX: u64 = 64 << 20;
+
 /// A run is limited by loss if so many segments, and one byte in so many, were sent again. Chosen: congestion
 /// controls that fill a queue lose more.
 const LOST_SEGMENTS_MIN: u32 = 10;
@@ -95,21 +98,30 @@ impl RunOutcome {
         rate_max: Option<u64>,
         end: EndpointOutcome,
     ) -> Self {
-        let EndpointOutcome { own, other, samples } = end;
+        let EndpointOutcome { local, remote, mut samples, bytes: at_this_end } = end;
+        let stop_reason = stop_reason(&local, remote.as_ref());
+        // The peer may report what it likes, but no more than this end has sent or received.
+        let believable = at_this_end.saturating_add(OUT_OF_ORDER_MAX);
+        samples.retain(|sample| sample.bytes <= believable);
+        if stop_reason == StopReason::Peer {
+            // Without the time in which the peer was silent.
+            let last = samples.last().map_or(0, |last| last.bytes);
+            let first = samples.partition_point(|sample| sample.bytes < last);
+            samples.truncate(first + 1);
+        }
         let last = samples.last().copied().unwrap_or_default();
         let (sender, received) = match direction {
-            RunDirection::Forward => (Some(&own), other.as_ref()),
-            RunDirection::Reverse => (other.as_ref(), Some(&own)),
+            RunDirection::Forward => (Some(&local), remote.as_ref()),
+            RunDirection::Reverse => (remote.as_ref(), Some(&local)),
         };
         let steady = steady_rate(&samples).filter(|_| last.bytes > 0);
         let statistics = sender.map(|sender| sender.sender.clone()).unwrap_or_default();
-        let stop_reason = stop_reason(&own, other.as_ref());
         let duration = Duration::from_nanos(received.map_or(last.at.as_nanos(), |result| result.nanos));
         let is_at_rate_max = |throughput: u64| {
             rate_max
                 .is_some_and(|max| u128::from(throughput) * 100 >= u128::from(max) * u128::from(RATE_PERCENT))
         };
-        let bytes = received.map_or(last.bytes, |result| result.bytes);
+        let bytes = received.map_or(last.bytes, |result| result.bytes).min(at_this_end);
         let limited_by = match (stop_reason, steady) {
             (StopReason::Delay | StopReason::Loss, _) => LimitedBy::Path,
             (_, Some(steady)) if is_at_rate_max(steady.bytes_per_second) => LimitedBy::RateMax,
@@ -129,11 +141,18 @@ impl RunOutcome {
         }
     }
 
-    /// Adds the latency of the path. A run that was not limited by anything else and has delayed other
-    /// traffic has filled a queue of the path.
+    /// Adds the latency of the path. A run that was not limited by anything else, and during which a queue stood
+    /// in its direction, was limited by the path.
     #[must_use]
     pub fn with_latency(self, latency: Option<LoadedLatency>) -> Self {
-        let has_queue = latency.is_some_and(|latency| latency.added_delay >= QUEUE_DELAY_MIN);
+        let has_queue = latency.is_some_and(|latency| {
+            let queue = match (latency.standing_one_way, self.direction) {
+                (Some(one_way), RunDirection::Forward) => one_way.forward,
+                (Some(one_way), RunDirection::Reverse) => one_way.reverse,
+                (None, _) => latency.standing_delay,
+            };
+            queue >= QUEUE_DELAY_MIN
+        });
         let is_path = self.limited_by == LimitedBy::Unknown && has_queue;
         let limited_by = if is_path { LimitedBy::Path } else { self.limited_by };
         Self { latency, limited_by, ..self }
@@ -194,10 +213,9 @@ impl RunOutcome {
     }
 }
 
-/// Why a run ended: the end that caused it knows.
-fn stop_reason(own: &RunResult, other: Option<&RunResult>) -> StopReason {
-    match (own.reason, other.map(|other| other.reason)) {
-        // All bytes were received, but the sender may have ended for another reason.
+/// Why a run ended. A receiver that has received everything does not know why the sender has ended.
+fn stop_reason(local: &RunResult, remote: Option<&RunResult>) -> StopReason {
+    match (local.reason, remote.map(|remote| remote.reason)) {
         (StopReason::Bytes | StopReason::Peer, Some(reason)) => reason,
         (reason, _) => reason,
     }
@@ -215,5 +233,149 @@ fn limit_of(sender: &SenderStatistics, bytes: u64, duration: Duration) -> Limite
         _ if is_much(sender.buffer_limited_ms) => LimitedBy::Sender,
         _ if is_lossy => LimitedBy::Path,
         _ => LimitedBy::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pathmeter_proto::bandwidth::harm::{AddedOneWay, Confidence};
+    use pathmeter_proto::bandwidth::throughput::Progress;
+    use pathmeter_proto::time::Timestamp;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn result(reason: StopReason, bytes: u64) -> RunResult {
+        RunResult { reason, bytes, nanos: 1_000_000_000, sender: SenderStatistics::default() }
+    }
+
+    /// A run of a second at 10 MB/s, as the prober sees it.
+    fn end(local: RunResult, remote: Option<RunResult>) -> EndpointOutcome {
+        let sample = |number: u64| Progress {
+            at: Timestamp::from_nanos(number * 10_000_000),
+            bytes: number * 100_000,
+        };
+        EndpointOutcome { local, remote, samples: (0..=100).map(sample).collect(), bytes: 10_000_000 }
+    }
+
+    fn forward(reasons: (StopReason, StopReason), sender: SenderStatistics) -> RunOutcome {
+        let local = RunResult { sender, ..result(reasons.0, 10_000_000) };
+        let end = end(local, Some(result(reasons.1, 10_000_000)));
+        RunOutcome::new(RunDirection::Forward, 1, None, end)
+    }
+
+    fn sender(retransmits: u32, window_ms: u32, buffer_ms: u32) -> SenderStatistics {
+        SenderStatistics {
+            bytes_retransmitted: u64::from(retransmits) * 1_448,
+            retransmits,
+            busy_ms: 1_000,
+            window_limited_ms: window_ms,
+            buffer_limited_ms: buffer_ms,
+            congestion_control: "cubic".to_owned(),
+        }
+    }
+
+    const BY_BYTES: (StopReason, StopReason) = (StopReason::Bytes, StopReason::Bytes);
+
+    #[test]
+    fn only_what_the_path_has_limited_is_its_capacity() {
+        for (sender, limited_by) in [
+            (sender(0, 0, 0), LimitedBy::Unknown),
+            (sender(9, 0, 0), LimitedBy::Unknown),
+            (sender(10, 0, 0), LimitedBy::Path),
+            (sender(100, 199, 199), LimitedBy::Path),
+            (sender(100, 200, 0), LimitedBy::Receiver),
+            (sender(100, 0, 200), LimitedBy::Sender),
+        ] {
+            let outcome = forward(BY_BYTES, sender.clone());
+            assert_eq!(outcome.limited_by, limited_by, "{sender:?}");
+            assert_eq!(outcome.is_capacity(), limited_by == LimitedBy::Path, "{sender:?}");
+            assert_eq!(outcome.throughput(), Some(10_000_000));
+        }
+        let at_its_limit = end(result(StopReason::Bytes, 10_000_000), None);
+        let outcome = RunOutcome::new(RunDirection::Forward, 1, Some(11_000_000), at_its_limit);
+        assert_eq!(outcome.limited_by, LimitedBy::RateMax);
+        let harm = forward((StopReason::Delay, StopReason::Delay), sender(0, 900, 900));
+        assert!(harm.is_capacity(), "{harm:?}");
+    }
+
+    #[test]
+    fn reason_is_that_of_the_end_that_has_one() {
+        for (local, remote, reason) in [
+            (StopReason::Bytes, StopReason::Bytes, StopReason::Bytes),
+            (StopReason::Bytes, StopReason::Time, StopReason::Time),
+            (StopReason::Peer, StopReason::Lease, StopReason::Lease),
+            (StopReason::Delay, StopReason::Bytes, StopReason::Delay),
+            (StopReason::Operator, StopReason::Peer, StopReason::Operator),
+        ] {
+            assert_eq!(forward((local, remote), sender(0, 0, 0)).stop_reason, reason, "{local:?} {remote:?}");
+        }
+    }
+
+    #[test]
+    fn peer_is_not_believed_more_than_was_sent_or_received() {
+        let absurd = result(StopReason::Bytes, u64::MAX);
+        let outcome = RunOutcome::new(
+            RunDirection::Forward,
+            1,
+            None,
+            end(result(StopReason::Bytes, 10_000_000), Some(absurd.clone())),
+        );
+        assert_eq!(outcome.bytes, 10_000_000);
+        let mut reverse = end(result(StopReason::Bytes, 10_000_000), Some(absurd));
+        reverse.samples.push(Progress { at: Timestamp::from_nanos(1_000_000_001), bytes: u64::MAX });
+        let outcome = RunOutcome::new(RunDirection::Reverse, 1, None, reverse);
+        assert_eq!((outcome.bytes, outcome.throughput()), (10_000_000, Some(10_000_000)));
+    }
+
+    #[test]
+    fn silence_of_a_dead_peer_is_not_part_of_the_rate() {
+        let mut silent = end(result(StopReason::Peer, 10_000_000), None);
+        let last = silent.samples[100];
+        silent
+            .samples
+            .extend((1..400).map(|number: u32| Progress { at: last.at + 10 * MS * number, ..last }));
+        let outcome = RunOutcome::new(RunDirection::Forward, 1, None, silent);
+        assert_eq!((outcome.throughput(), outcome.stop_reason), (Some(10_000_000), StopReason::Peer));
+    }
+
+    #[test]
+    fn queue_in_the_loaded_direction_shows_that_the_path_limits() {
+        let latency = |forward: Duration, reverse: Duration| LoadedLatency {
+            idle_rtt: 5 * MS,
+            loaded_rtt: 30 * MS,
+            added_delay: 40 * MS,
+            added_one_way: None,
+            standing_delay: 20 * MS,
+            standing_one_way: Some(AddedOneWay { forward, reverse }),
+            round_trips_per_minute: 2_000,
+            confidence: Confidence::High,
+            missing: 0,
+        };
+        let limited_by = |latency: LoadedLatency| {
+            forward(BY_BYTES, sender(0, 0, 0)).with_latency(Some(latency)).limited_by
+        };
+        assert_eq!(limited_by(latency(20 * MS, Duration::ZERO)), LimitedBy::Path);
+        assert_eq!(
+            limited_by(latency(MS, 20 * MS)),
+            LimitedBy::Unknown,
+            "the queue is in the other direction"
+        );
+        let unknown = LoadedLatency { standing_one_way: None, ..latency(MS, MS) };
+        assert_eq!(limited_by(unknown), LimitedBy::Path);
+        let jitter = LoadedLatency { standing_delay: MS, standing_one_way: None, ..unknown };
+        assert_eq!(limited_by(jitter), LimitedBy::Unknown);
+        let receiver = forward(BY_BYTES, sender(0, 900, 0)).with_latency(Some(unknown));
+        assert_eq!(receiver.limited_by, LimitedBy::Receiver);
+    }
+
+    #[test]
+    fn short_run_is_no_capacity() {
+        let mut short = end(result(StopReason::Delay, 700_000), None);
+        short.samples.truncate(8);
+        let outcome = RunOutcome::new(RunDirection::Forward, 1, None, short);
+        assert_eq!(outcome.limited_by, LimitedBy::Path);
+        assert!(!outcome.is_capacity(), "70 ms");
+        assert!(outcome.throughput().is_some());
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
@@ -94,12 +95,11 @@ impl TcpRun {
         supervise: impl FnMut(Progress) -> Option<StopReason>,
     ) -> Result<RunOutcome, RunError> {
         let mut control = self.open(0).await?;
-        let mut data = Vec::with_capacity(self.streams.into());
-        for number in 1..=self.streams {
-            data.push(self.open(number).await?.into_stream());
-        }
+        let data = try_join_all((1..=self.streams).map(|number| self.open(number))).await?;
+        let data = data.into_iter().map(Control::into_stream).collect();
         control.send(&RunMessage::Start).await.map_err(|error| self.failed(&error))?;
         let plan = EndpointPlan {
+            is_prober: true,
             is_sender: self.direction == RunDirection::Forward,
             bytes_max: self.bytes_max,
             rate_max: self.rate_max,

@@ -111,6 +111,7 @@ impl BulkResponder {
         let message = control.receive_soon().await?;
         anyhow::ensure!(message == RunMessage::Start, "unexpected {message:?}");
         let plan = EndpointPlan {
+            is_prober: false,
             is_sender: run.request.direction == RunDirection::Reverse,
             bytes_max: run.bytes_max,
             rate_max: run.rate_max,
@@ -120,13 +121,11 @@ impl BulkResponder {
         let supervise = |progress: Progress| {
             let new = progress.bytes.saturating_sub(counted);
             counted = progress.bytes;
-            if !self.leases.is_valid(lease) {
-                return Some(StopReason::Lease);
-            }
-            (!self.leases.count_bytes(lease, new)).then_some(StopReason::Bytes)
+            let is_within = self.leases.count_bytes(lease, new) && self.leases.is_valid(lease);
+            (!is_within).then_some(StopReason::Lease)
         };
         let outcome = endpoint::run(control, data, plan, supervise).await;
-        self.leases.count_bytes(lease, outcome.own.bytes.saturating_sub(counted));
+        self.leases.count_bytes(lease, outcome.bytes.saturating_sub(counted));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::text::{CLOSE, Cell, Family, Suffix, counter, gauge, label};
 pub struct BandwidthSeries {
     labels: String,
     runs: Labelled<StopReason, 7>,
-    skipped: Labelled<SkipReason, 6>,
+    skipped: Labelled<SkipReason, 7>,
     failures: Labelled<FailureReason, 3>,
     /// Bytes of payload that were received.
     bytes: Cell,
@@ -35,8 +35,8 @@ pub struct LastRun {
     pub throughput: Option<u64>,
     /// Whether that is the capacity; otherwise the capacity is at least that.
     pub is_capacity: bool,
-    /// The part of the payload that was sent again, in millionths.
-    pub loss_millionths: u64,
+    /// The part of the payload that was retransmitted, in millionths; `None` if nothing was received.
+    pub loss_millionths: Option<u64>,
     /// Median round trip before the run, and added delay by the run, in nanoseconds; `None` if they were not
     /// measured.
     pub latency: Option<RunLatency>,
@@ -70,14 +70,16 @@ labels!(StopReason, "reason", {
 pub enum SkipReason {
     /// A budget of this host or of the peer has too few bytes left.
     Budget,
-    /// Other runs took all the time until the next one was due.
+    /// Other runs took a quarter of the interval.
     Busy,
     /// Runs are switched off, here or at the peer.
     Disabled,
     /// The peer does not grant this host a lease.
     NotAllowed,
-    /// The peer does not allow a run of this size.
-    TooLarge,
+    /// This host or the peer does not allow a run of this size or rate.
+    Invalid,
+    /// The idle path did not answer echo requests, so harm could not be seen.
+    NoReplies,
     /// Another reason of the peer.
     Other,
 }
@@ -87,7 +89,8 @@ labels!(SkipReason, "reason", {
     Busy => "busy",
     Disabled => "disabled",
     NotAllowed => "not_allowed",
-    TooLarge => "too_large",
+    Invalid => "invalid",
+    NoReplies => "no_replies",
     Other => "other",
 });
 
@@ -163,7 +166,7 @@ impl BandwidthSeries {
 
 impl Series for BandwidthSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 27;
+    const LINES: usize = 28;
 }
 
 /// In alphabetical order.
@@ -203,7 +206,7 @@ const FAMILIES: [Family<BandwidthSeries>; 14] = [
         "pathmeter_bandwidth_loss_ratio",
         "Part of the payload that the last run sent again.",
         |w, name, s| {
-            if let Some(millionths) = s.last_value(|last| Some(last.loss_millionths)) {
+            if let Some(millionths) = s.last_value(|last| last.loss_millionths) {
                 w.seconds(name, Suffix::None, &s.labels, CLOSE, millionths * 1_000);
             }
         },

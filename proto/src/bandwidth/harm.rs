@@ -1,6 +1,6 @@
 //! Stops a run that harms the traffic of its path, and measures the latency under its load.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::time::Timestamp;
@@ -31,7 +31,7 @@ const LATE_MAX: usize = 5;
 const RECENT: usize = 10;
 
 /// So many echoes in a row are missing when loss does harm.
-const MISSING_MAX: u32 = 3;
+const MISSING_MAX: u64 = 3;
 
 /// An echo is missing when its reply is this much later than a late one. Chosen: less than three intervals,
 /// so that three missing echoes are known 150 ms after the first one was sent, on a short path.
@@ -46,18 +46,21 @@ pub enum Harm {
     Loss,
 }
 
-/// Watches the echoes of a path before and during a run.
+/// Watches the echoes of a path before and during a run. An echo belongs to the phase in which it was sent.
 #[derive(Debug, Clone)]
 pub struct HarmMonitor {
     limits: HarmLimits,
+    phase: Phase,
     idle: Vec<EchoDelay>,
     loaded: Vec<EchoDelay>,
-    phase: Phase,
+    /// Echoes of the load that have no reply, and when they were sent.
     outstanding: BTreeMap<u64, Timestamp>,
+    /// Those of them that count as missing.
+    missing: BTreeSet<u64>,
+    /// The first and the last sequence number of the load.
+    first: u64,
+    last: u64,
     recent: VecDeque<bool>,
-    /// The last missing echo, and how many before it are missing too.
-    missing: Option<(u64, u32)>,
-    missing_count: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +70,7 @@ enum Phase {
         /// Round trips above it are late; `None`: nothing is, because the idle path did not answer.
         late_above: Option<Duration>,
     },
+    Ended,
 }
 
 /// The delay of one echo.
@@ -99,13 +103,18 @@ pub struct LoadedLatency {
     pub added_delay: Duration,
     /// The same of each direction; `None` if the responder reports no times.
     pub added_one_way: Option<AddedOneWay>,
+    /// Median of the round trips under load, above the idle 95th percentile: a queue that stands, and not the
+    /// variation that the idle path has too.
+    pub standing_delay: Duration,
+    /// The same of each direction.
+    pub standing_one_way: Option<AddedOneWay>,
     /// Round trips per minute under load: 60 s by the mean of the fastest 95 % of the round trips
     /// (single-sided trimmed mean, draft-ietf-ippm-responsiveness). Zero if no time can be measured.
     pub round_trips_per_minute: u64,
     /// How far the round trips per minute can be relied on.
     pub confidence: Confidence,
     /// Echoes under load without a reply.
-    pub missing: u64,
+    pub missing: usize,
 }
 
 /// Delay that the load has added in each direction.
@@ -157,42 +166,72 @@ impl HarmMonitor {
     pub fn new(limits: HarmLimits) -> Self {
         Self {
             limits,
+            phase: Phase::Idle,
             idle: Vec::new(),
             loaded: Vec::new(),
-            phase: Phase::Idle,
             outstanding: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            first: 0,
+            last: 0,
             recent: VecDeque::with_capacity(RECENT),
-            missing: None,
-            missing_count: 0,
         }
     }
 
-    /// The load begins. Returns whether harm can be seen: at least half of the idle echoes were answered.
-    pub fn load_begins(&mut self) -> bool {
-        let rtts = sorted_rtts(&self.idle);
-        let is_known = rtts.len() as u128 * 2 >= IDLE_TIME.as_nanos() / ECHO_INTERVAL.as_nanos();
-        let p99 = rank(&rtts, 99).filter(|_| is_known);
-        let late_above = p99.map(|p99| p99.saturating_add(self.limits.added_delay_max));
-        self.phase = Phase::Loaded { late_above };
-        is_known
+    /// Whether harm can be seen: at least half of the echoes of the idle path were answered.
+    #[must_use]
+    pub fn has_baseline(&self) -> bool {
+        self.idle.len() as u128 * 2 >= IDLE_TIME.as_nanos() / ECHO_INTERVAL.as_nanos()
     }
 
-    /// An echo was sent.
+    /// The load begins. Without a [baseline](Self::has_baseline), harm is not seen.
+    pub fn load_begins(&mut self) {
+        let p99 = rank(&sorted_rtts(&self.idle), 99).filter(|_| self.has_baseline());
+        let late_above = p99.map(|p99| p99.saturating_add(self.limits.added_delay_max));
+        self.phase = Phase::Loaded { late_above };
+        self.outstanding.clear();
+        self.first = self.last + 1;
+    }
+
+    /// The load has ended. Replies to the echoes that were sent under load still count.
+    pub fn load_ends(&mut self) {
+        self.phase = Phase::Ended;
+    }
+
+    /// Whether replies to echoes of the load may still come.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.outstanding.is_empty()
+    }
+
+    /// An echo was sent. Sequence numbers increase.
     pub fn sent(&mut self, sequence: u64, at: Timestamp) {
-        self.outstanding.insert(sequence, at);
+        match self.phase {
+            Phase::Idle => self.last = sequence,
+            Phase::Loaded { .. } => {
+                self.last = sequence;
+                self.outstanding.insert(sequence, at);
+            }
+            Phase::Ended => {}
+        }
     }
 
     /// An echo was answered. Returns harm if the run must stop.
     pub fn answered(&mut self, sequence: u64, delay: EchoDelay) -> Option<Harm> {
-        self.outstanding.remove(&sequence);
-        let (delays, late_above) = match self.phase {
-            Phase::Idle => (&mut self.idle, None),
-            Phase::Loaded { late_above } => (&mut self.loaded, late_above),
-        };
-        if delays.len() < DELAYS_MAX {
-            delays.push(delay);
+        if let Phase::Idle = self.phase {
+            if self.idle.len() < DELAYS_MAX {
+                self.idle.push(delay);
+            }
+            return None;
         }
-        let late_above = late_above?;
+        self.outstanding.remove(&sequence);
+        self.missing.remove(&sequence);
+        if !(self.first..=self.last).contains(&sequence) {
+            return None;
+        }
+        if self.loaded.len() < DELAYS_MAX {
+            self.loaded.push(delay);
+        }
+        let Phase::Loaded { late_above: Some(late_above) } = self.phase else { return None };
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
@@ -203,23 +242,18 @@ impl HarmMonitor {
     /// Looks for missing echoes. To be called at least each [`ECHO_INTERVAL`]. Returns harm if the run must
     /// stop. `drained`: all replies that had arrived by then were passed on.
     pub fn check(&mut self, drained: Timestamp) -> Option<Harm> {
-        let Phase::Loaded { late_above: Some(late_above) } = self.phase else {
-            self.outstanding.retain(|_, at| drained.since(*at) < IDLE_TIME);
-            return None;
-        };
+        let Phase::Loaded { late_above: Some(late_above) } = self.phase else { return None };
         let after = late_above.saturating_add(MISSING_AFTER);
-        let is_missing = |(_, at): &(&u64, &Timestamp)| drained.since(**at) > after;
-        let missing: Vec<u64> =
-            self.outstanding.iter().filter(is_missing).map(|(sequence, _)| *sequence).collect();
-        for sequence in missing {
-            self.outstanding.remove(&sequence);
-            self.missing_count += 1;
-            let before = match self.missing {
-                Some((last, before)) if last + 1 == sequence => before + 1,
-                Some(_) | None => 0,
-            };
-            self.missing = Some((sequence, before));
-            if before + 1 >= MISSING_MAX {
+        let is_new = |(sequence, at): &(&u64, &Timestamp)| {
+            drained.since(**at) > after && !self.missing.contains(*sequence)
+        };
+        let new: Vec<u64> = self.outstanding.iter().filter(is_new).map(|(sequence, _)| *sequence).collect();
+        for sequence in new {
+            self.missing.insert(sequence);
+            let in_a_row = (0..MISSING_MAX).all(|before| {
+                sequence.checked_sub(before).is_some_and(|sequence| self.missing.contains(&sequence))
+            });
+            if in_a_row {
                 return Some(Harm::Loss);
             }
         }
@@ -238,23 +272,25 @@ impl HarmMonitor {
             idle_rtt,
             loaded_rtt: rank(&loaded, 50)?,
             added_delay: rank(&loaded, 95)?.saturating_sub(idle_rtt),
-            added_one_way: self.added_one_way(),
+            added_one_way: self.above_idle(95, 50),
+            standing_delay: rank(&loaded, 50)?.saturating_sub(rank(&idle, 95)?),
+            standing_one_way: self.above_idle(50, 95),
             round_trips_per_minute: u64::try_from(per_minute).unwrap_or(u64::MAX),
             confidence: Confidence::of(loaded.len()),
-            missing: self.missing_count,
+            missing: self.outstanding.len(),
         })
     }
 
-    /// The 95th percentile under load above the idle median, of each direction.
-    fn added_one_way(&self) -> Option<AddedOneWay> {
+    /// A percentile under load above one of the idle path, of each direction.
+    fn above_idle(&self, loaded: usize, idle: usize) -> Option<AddedOneWay> {
         let added = |of: fn(&OneWay) -> i64| {
             let sorted = |delays: &[EchoDelay]| {
-                let mut values: Vec<i64> =
-                    delays.iter().filter_map(|delay| delay.one_way.as_ref().map(of)).collect();
+                let one_way = delays.iter().filter_map(|delay| delay.one_way.as_ref());
+                let mut values: Vec<i64> = one_way.map(of).collect();
                 values.sort_unstable();
                 values
             };
-            let (idle, loaded) = (rank(&sorted(&self.idle), 50)?, rank(&sorted(&self.loaded), 95)?);
+            let (idle, loaded) = (rank(&sorted(&self.idle), idle)?, rank(&sorted(&self.loaded), loaded)?);
             Some(Duration::from_nanos(u64::try_from(loaded.saturating_sub(idle)).unwrap_or(0)))
         };
         Some(AddedOneWay { forward: added(|delay| delay.forward)?, reverse: added(|delay| delay.reverse)? })
@@ -294,7 +330,8 @@ mod tests {
             for number in 0..100 {
                 assert_eq!(path.echo(Some(if number < 2 { 7 * MS } else { 5 * MS })), None);
             }
-            assert!(path.monitor.load_begins());
+            assert!(path.monitor.has_baseline());
+            path.monitor.load_begins();
             path
         }
 
@@ -357,13 +394,49 @@ mod tests {
     }
 
     #[test]
-    fn delay_may_be_of_no_harm() {
+    fn echoes_lost_before_the_load_do_not_stop_the_run() {
+        let monitor = HarmMonitor::new(HarmLimits::default());
+        let mut path = Path { monitor, now: Timestamp::from_nanos(0), sequence: 0 };
+        for number in 0..100 {
+            path.echo((number < 97).then_some(5 * MS));
+        }
+        path.monitor.load_begins();
+        for _ in 0..50 {
+            assert_eq!(path.echo(Some(5 * MS)), None);
+        }
+        assert_eq!(path.monitor.latency().unwrap().missing, 0);
+    }
+
+    #[test]
+    fn echoes_count_for_the_phase_in_which_they_were_sent() {
+        let mut path = Path::loaded();
+        // Sent before the load, answered after it has begun.
+        path.monitor.answered(3, EchoDelay { rtt: Duration::from_secs(1), one_way: None });
+        for _ in 0..4 {
+            path.echo(Some(17 * MS));
+        }
+        path.monitor.sent(path.sequence, path.now);
+        path.monitor.load_ends();
+        assert!(path.monitor.is_waiting());
+        assert_eq!(path.monitor.answered(path.sequence, EchoDelay { rtt: 400 * MS, one_way: None }), None);
+        assert!(!path.monitor.is_waiting());
+        // Sent after the load.
+        path.monitor.sent(path.sequence + 1, path.now);
+        path.monitor.answered(path.sequence + 1, EchoDelay { rtt: MS, one_way: None });
+        let latency = path.monitor.latency().unwrap();
+        assert_eq!((latency.loaded_rtt, latency.added_delay), (17 * MS, 395 * MS));
+    }
+
+    #[test]
+    fn unlimited_delay_never_stops_a_run() {
         let mut monitor = HarmMonitor::new(HarmLimits { added_delay_max: Duration::MAX });
         for sequence in 0..100 {
+            monitor.sent(sequence, Timestamp::from_nanos(0));
             monitor.answered(sequence, EchoDelay { rtt: MS, one_way: None });
         }
-        assert!(monitor.load_begins());
+        monitor.load_begins();
         for sequence in 100..200 {
+            monitor.sent(sequence, Timestamp::from_nanos(0));
             let slow = EchoDelay { rtt: Duration::from_secs(2), one_way: None };
             assert_eq!(monitor.answered(sequence, slow), None);
         }
@@ -378,10 +451,11 @@ mod tests {
         for sequence in 0..49 {
             monitor.answered(sequence, EchoDelay { rtt: MS, one_way: None });
         }
-        assert!(!monitor.load_begins());
+        assert!(!monitor.has_baseline());
+        monitor.load_begins();
         assert_eq!(monitor.latency(), None);
         let mut silent = HarmMonitor::new(HarmLimits::default());
-        assert!(!silent.load_begins());
+        silent.load_begins();
         assert_eq!(silent.check(Timestamp::from_nanos(1)), None);
     }
 
@@ -395,10 +469,12 @@ mod tests {
             one_way: Some(OneWay { forward: offset + 4_000_000 + queue, reverse: 6_000_000 - offset }),
         };
         for sequence in 0..100 {
+            monitor.sent(sequence, Timestamp::from_nanos(0));
             monitor.answered(sequence, delay(0));
         }
         monitor.load_begins();
         for sequence in 0..100 {
+            monitor.sent(100 + sequence, Timestamp::from_nanos(0));
             monitor.answered(100 + sequence, delay(i64::try_from(sequence).unwrap() * 1_000_000));
         }
         let latency = monitor.latency().unwrap();
@@ -406,6 +482,8 @@ mod tests {
         assert_eq!(latency.loaded_rtt, 59 * MS);
         assert_eq!(latency.added_delay, 94 * MS);
         assert_eq!(latency.added_one_way, Some(AddedOneWay { forward: 94 * MS, reverse: Duration::ZERO }));
+        assert_eq!(latency.standing_delay, 49 * MS);
+        assert_eq!(latency.standing_one_way, Some(AddedOneWay { forward: 49 * MS, reverse: Duration::ZERO }));
         // The mean of 10 to 104 ms is 57 ms.
         assert_eq!(latency.round_trips_per_minute, 1_052);
         assert_eq!(latency.confidence, Confidence::High);

@@ -153,14 +153,17 @@ impl ByteLedger {
         Duration::from_nanos(DAY - now.as_nanos() % DAY)
     }
 
-    /// Begins a new day at midnight. A wall clock that was set back does not: the bytes stay counted, and the
-    /// ledger takes over its day, so that a day in the far future does not stay.
+    /// Begins a new day at midnight. A wall clock that was set back by up to a day continues the day that has
+    /// begun. One that was set back further does not clear the ledger either, but its day counts from then on:
+    /// a day in the far future does not stay.
     fn begin_day(&mut self, now: WallTime) {
         let today = day_of(now);
         if today > self.day {
             (self.host, self.paths) = (0, BTreeMap::new());
         }
-        self.day = today;
+        if today.saturating_add(1) != self.day {
+            self.day = today;
+        }
     }
 }
 
@@ -231,6 +234,15 @@ mod tests {
         assert_eq!(ledger.reserve(NOON, BUDGET, "a", 1), Err(BudgetError::Path { left: 0 }));
         assert_eq!(ledger.left(NOON, BUDGET, "a"), Some(0));
         assert!(ledger.reserve(days_later(1), BUDGET, "a", 400).is_ok());
+    }
+
+    #[test]
+    fn day_that_comes_twice_is_counted_once() {
+        let mut ledger = ByteLedger::default();
+        let _today = ledger.reserve(days_later(1), BUDGET, "a", 400).unwrap();
+        assert_eq!(ledger.reserve(NOON, BUDGET, "a", 1), Err(BudgetError::Path { left: 0 }));
+        assert_eq!(ledger.reserve(days_later(1), BUDGET, "a", 1), Err(BudgetError::Path { left: 0 }));
+        assert!(ledger.reserve(days_later(2), BUDGET, "a", 1).is_ok());
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub(super) struct BandwidthArguments {
     /// Stop when replies to echo requests are this much later than on the idle path, or missing; off: never
     #[arg(long, value_name = "DURATION|off", default_value = "10ms")]
     added_delay_max: String,
-    /// Number of clients that measure at the same time, each with its own lease
+    /// Number of clients that measure at the same time, each with its own lease; above 1 the latency is not
+    /// measured, and delay stops no run
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     concurrent: u16,
@@ -261,12 +262,16 @@ impl Runner {
         interrupted: &mut Interrupt,
     ) -> Result<Option<Result<RunOutcome, String>>, Failure> {
         let show = |line: &str| if is_live { print_out(&format!("\r\x1b[K{line}")) } else { Ok(()) };
+        let mut shown_position = 0;
         let waiting = self.lease(direction, |place| {
             let QueuePlace { position, expected_start_seconds } = place;
+            if std::mem::replace(&mut shown_position, position) == position {
+                return;
+            }
             // Standard error may be closed.
             let _ = writeln!(
                 io::stderr(),
-                "waiting for other runs: position {position}, at most {expected_start_seconds:.0} s"
+                "waiting for other runs: position {position}, about {expected_start_seconds:.0} s"
             );
         });
         let grant = tokio::select! {
@@ -279,11 +284,11 @@ impl Runner {
         };
         show(&format!("{}: measuring the idle path", direction.as_str()))?;
         let mut watch = LatencyWatch::start(echoes.clone(), self.wanted.harm, seed()?);
-        tokio::select! {
-            () = watch.idle() => {}
+        let has_baseline = tokio::select! {
+            has_baseline = watch.idle() => has_baseline,
             _ = interrupted.wait() => return Ok(None),
-        }
-        if !watch.load_begins() && self.wanted.harm.is_some() {
+        };
+        if !has_baseline && self.wanted.harm.is_some() {
             let _ = writeln!(
                 io::stderr(),
                 "{} does not answer echo requests: the run is not stopped if it adds delay",

@@ -157,7 +157,7 @@ impl LeaseTable {
         let expected_start = self.expected_start(now, place);
         if !self.places.contains_key(&id) {
             if self.queue.len() >= WAITING_MAX {
-                return LeaseResponse::Full { retry_after: expected_start.max(REPEAT_MAX) };
+                return LeaseResponse::Full { retry_after: self.expected_start(now, 0).max(REPEAT_MAX) };
             }
             self.next_place += 1;
             self.places.insert(id, place);
