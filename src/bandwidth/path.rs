@@ -149,9 +149,9 @@ impl Measured for BandwidthMeasured {
         };
         let runs: u64 = self.series.iter().map(|(_, series)| series.runs()).sum();
         let cells = [RunDirection::Forward, RunDirection::Reverse].map(cell).concat();
-        TableRow { head: TABLE_HEAD, cells: format!("{runs:>7}{cells}") }
+        TableRow { head: TABLE_HEAD, cells: format!("{cells}{runs:>7}") }
     }
 }
 
 /// The table head of [`BandwidthMeasured::row`].
-const TABLE_HEAD: &str = "   runs  forward Mbit/s  reverse Mbit/s";
+const TABLE_HEAD: &str = "  forward Mbit/s  reverse Mbit/s   runs";

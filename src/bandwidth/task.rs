@@ -169,7 +169,8 @@ impl BandwidthTask {
             return Err(NoRun::Skipped(SkipReason::NoReplies));
         }
         let (lease, secret) = grant.decode().ok_or(FAILED)?;
-        self.bulk.leases.attach(own, 0).map_err(|_| FAILED)?;
+        // The lease ends before only if an operator stops all runs or switches them off.
+        self.bulk.leases.attach(own, 0).map_err(|_| NoRun::Skipped(SkipReason::Disabled))?;
         let run = TcpRun {
             to: self.plan.to,
             source: self.plan.source,

@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use nix::sys::socket::{getsockopt, sockopt::TcpCongestion};
 use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::bandwidth::throughput::Progress;
@@ -57,8 +58,8 @@ const TICKS_PER_MESSAGE: u32 = 2;
 const TICKS_PER_MESSAGE_LATER: u32 = 10;
 const LATER: u32 = 100;
 
-/// An end that has sent nothing for this long is taken for dead. Chosen: TCP has repeated a lost message twice by
-/// then, behind a queue of a second.
+/// An end that has sent nothing for this long is taken for dead. Chosen: TCP has repeated a lost message
+/// twice by then, behind a queue of a second.
 const SILENT_MAX: Duration = Duration::from_secs(4);
 
 /// How long the receiver waits for what is on the way when the time of the run is over.
@@ -70,11 +71,15 @@ const DRAIN_AFTER_BYTES: Duration = Duration::from_secs(4);
 /// How long an end waits for the result of the other one when it has ended itself.
 const RESULT_WAIT: Duration = Duration::from_secs(1);
 
+/// Maximum messages that an end may send in a tick; one that sends more is not a peer. Chosen: those of a
+/// pause of several seconds.
+const MESSAGES_PER_TICK_MAX: u32 = 300;
+
 /// Maximum samples; later ones replace the last one. Chosen: one each 10 ms for a minute and a half.
 const SAMPLES_MAX: usize = 9_000;
 
-/// Runs one end, from the start message to the results. `supervise` is called each 10 ms with what this end has
-/// sent or received, until the last byte has arrived, and returns why the run must stop, if it must.
+/// Runs one end, from the start message to the results. `supervise` is called each 10 ms with what this end
+/// has sent or received, until the last byte has arrived, and returns why the run must stop, if it must.
 pub(super) async fn run(
     mut control: Control,
     data: Vec<TcpStream>,
@@ -119,7 +124,10 @@ impl Endpoint {
     /// Begins to send or to receive.
     fn new(data: Vec<TcpStream>, plan: EndpointPlan) -> Self {
         let data: Vec<_> = data.into_iter().map(Arc::new).collect();
-        let bytes = Arc::new(ByteCount::new(plan.bytes_max, plan.rate_max));
+        // A receiver reads somewhat faster than the sender may send, so that it limits only one that sends
+        // more.
+        let rate_max = plan.rate_max.map(|rate| if plan.is_sender { rate } else { rate / 4 * 5 });
+        let bytes = Arc::new(ByteCount::new(plan.bytes_max, rate_max));
         let delivered_before = data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum();
         let mut transfers = JoinSet::new();
         for stream in &data {
@@ -144,17 +152,21 @@ impl Endpoint {
         let ended = |reason| Ending { reason, is_stopped_here: false };
         let mut ticker = interval(TICK);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut ticks, mut received_at) = (0_u32, Clock::now());
+        let (mut ticks, mut messages, mut received_at) = (0_u32, 0_u32, Clock::now());
         let mut draining: Option<Draining> = None;
         loop {
             tokio::select! {
-                // Messages that wait are read before it is decided that none came.
-                biased;
                 message = control.receive() => {
                     received_at = Clock::now();
+                    messages += 1;
                     if let Some(reason) = self.on_message(message) {
                         return ended(draining.map_or(reason, |draining| draining.ended(reason)));
                     }
+                    if messages > MESSAGES_PER_TICK_MAX {
+                        return ended(StopReason::Peer);
+                    }
+                    // An end that sends without a pause does not keep the thread from its timers.
+                    tokio::task::yield_now().await;
                 }
                 _ = ticker.tick() => {
                     let progress = self.progress();
@@ -179,7 +191,15 @@ impl Endpoint {
                         }
                         Some(_) | None => {}
                     }
-                    let is_silent = Clock::now().since(received_at) > SILENT_MAX;
+                    messages = 0;
+                    let mut is_silent = Clock::now().since(received_at) > SILENT_MAX;
+                    // After a pause of this process the messages of the time wait to be read.
+                    if is_silent && let Some(message) = control.receive().now_or_never() {
+                        (is_silent, received_at) = (false, Clock::now());
+                        if let Some(reason) = self.on_message(message) {
+                            return ended(reason);
+                        }
+                    }
                     let every = if ticks < LATER { TICKS_PER_MESSAGE } else { TICKS_PER_MESSAGE_LATER };
                     let is_due = ticks.is_multiple_of(every);
                     if is_silent || is_due && !send_progress(control, message).await {
@@ -224,10 +244,13 @@ impl Endpoint {
         }
     }
 
-    /// A reason that the other end gives. A responder does not know whether a run does harm.
+    /// A reason that the other end gives. A responder does not know whether a run does harm, or what the
+    /// operator of the prober wants.
     fn believed_reason(&self, reason: StopReason) -> StopReason {
         match reason {
-            StopReason::Delay | StopReason::Loss if self.plan.is_prober => StopReason::Peer,
+            StopReason::Delay | StopReason::Loss | StopReason::Operator if self.plan.is_prober => {
+                StopReason::Peer
+            }
             StopReason::Bytes
             | StopReason::Time
             | StopReason::Delay

@@ -72,8 +72,8 @@ const LIMITED_PERCENT: u64 = 20;
 /// Bytes that may have arrived out of order when a run ends. Chosen: more than any receive buffer holds.
 const OUT_OF_ORDER_MAX: u64 = 64 << 20;
 
-/// A run is limited by loss if so many segments, and one byte in so many, were sent again. Chosen: congestion
-/// controls that fill a queue lose more.
+/// A run is limited by loss if so many segments, and one byte in so many, were retransmitted. Chosen:
+/// congestion controls that fill a queue lose more.
 const LOST_SEGMENTS_MIN: u32 = 10;
 const LOSS_LIMITED_ONE_IN: u64 = 1_000;
 
@@ -123,8 +123,8 @@ impl RunOutcome {
         };
         let bytes = received.map_or(last.bytes, |result| result.bytes).min(at_this_end);
         let limited_by = match (stop_reason, steady) {
-            (StopReason::Delay | StopReason::Loss, _) => LimitedBy::Path,
             (_, Some(steady)) if is_at_rate_max(steady.bytes_per_second) => LimitedBy::RateMax,
+            (StopReason::Delay | StopReason::Loss, _) => LimitedBy::Path,
             (_, _) => limit_of(&statistics, bytes, duration),
         };
         Self {
@@ -141,8 +141,8 @@ impl RunOutcome {
         }
     }
 
-    /// Adds the latency of the path. A run that was not limited by anything else, and during which a queue stood
-    /// in its direction, was limited by the path.
+    /// Adds the latency of the path. A run that was not limited by anything else, and during which a queue
+    /// stood in its direction, was limited by the path.
     #[must_use]
     pub fn with_latency(self, latency: Option<LoadedLatency>) -> Self {
         let has_queue = latency.is_some_and(|latency| {
@@ -174,7 +174,7 @@ impl RunOutcome {
         self.steady.map(|steady| steady.bytes_per_second)
     }
 
-    /// The part of the payload that was sent again; `None` if nothing was received.
+    /// The part of the payload that was retransmitted; `None` if nothing was received.
     #[must_use]
     pub fn loss_ratio(&self) -> Option<f64> {
         let sent = self.bytes.checked_add(self.sender.bytes_retransmitted).filter(|sent| *sent > 0)?;
@@ -295,6 +295,9 @@ mod tests {
         let at_its_limit = end(result(StopReason::Bytes, 10_000_000), None);
         let outcome = RunOutcome::new(RunDirection::Forward, 1, Some(11_000_000), at_its_limit);
         assert_eq!(outcome.limited_by, LimitedBy::RateMax);
+        let harmful = end(result(StopReason::Delay, 10_000_000), None);
+        let outcome = RunOutcome::new(RunDirection::Forward, 1, Some(11_000_000), harmful);
+        assert!(!outcome.is_capacity(), "the rate was limited too: {outcome:?}");
         let harm = forward((StopReason::Delay, StopReason::Delay), sender(0, 900, 900));
         assert!(harm.is_capacity(), "{harm:?}");
     }

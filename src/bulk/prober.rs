@@ -92,7 +92,7 @@ impl TcpRun {
     /// [`RunError`] if it did not begin.
     pub async fn run(
         self,
-        supervise: impl FnMut(Progress) -> Option<StopReason>,
+        mut supervise: impl FnMut(Progress) -> Option<StopReason>,
     ) -> Result<RunOutcome, RunError> {
         let mut control = self.open(0).await?;
         let data = try_join_all((1..=self.streams).map(|number| self.open(number))).await?;
@@ -105,7 +105,12 @@ impl TcpRun {
             rate_max: self.rate_max,
             duration: self.duration,
         };
-        let end = endpoint::run(control, data, plan, supervise).await;
+        let is_too_much = |progress: Progress| !plan.is_sender && progress.bytes > plan.bytes_max;
+        let supervised = |progress: Progress| {
+            let reason = supervise(progress);
+            reason.or_else(|| is_too_much(progress).then_some(StopReason::Peer))
+        };
+        let end = endpoint::run(control, data, plan, supervised).await;
         Ok(RunOutcome::new(self.direction, self.streams, self.rate_max, end))
     }
 

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pathmeter_proto::admission::rate_limit_key;
 use pathmeter_proto::bandwidth::lease::{AttachError, LeaseId};
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
@@ -12,7 +14,7 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -28,17 +30,20 @@ pub(super) struct BulkResponder {
     leases: Arc<Leases>,
     /// Runs whose control connection is open, and where their data connections go.
     runs: Mutex<HashMap<LeaseId, mpsc::Sender<TcpStream>>>,
-    /// Permits of connections that have not proven a lease yet.
-    unproven: Semaphore,
+    /// Connections that have not proven a lease yet, by source.
+    unproven: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// Maximum connections that have not proven a lease; further ones are closed. Chosen: those of all runs that
 /// a responder can have begin within a moment.
 pub(crate) const UNPROVEN_MAX: usize = 1_024;
 
+/// The same of each source address, or IPv6 /64.
+pub(crate) const UNPROVEN_PER_SOURCE: usize = 256;
+
 impl BulkResponder {
     pub(super) fn new(leases: Arc<Leases>) -> Self {
-        Self { leases, runs: Mutex::default(), unproven: Semaphore::new(UNPROVEN_MAX) }
+        Self { leases, runs: Mutex::default(), unproven: Mutex::default() }
     }
 
     /// Handles a connection until the end of its run.
@@ -50,7 +55,7 @@ impl BulkResponder {
     }
 
     async fn serve(&self, connection: BulkConnection) -> anyhow::Result<()> {
-        let unproven = self.unproven.try_acquire()?;
+        let unproven = Unproven::new(self, connection.source.ip())?;
         let mut stream = TcpStream::from_std(connection.stream)?;
         let mut first = [0; MESSAGE_BYTES];
         let (read, rest) = first.split_at_mut(connection.greeting.len());
@@ -131,6 +136,43 @@ impl BulkResponder {
 
     fn runs(&self) -> MutexGuard<'_, HashMap<LeaseId, mpsc::Sender<TcpStream>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that has not proven a lease yet.
+struct Unproven<'a> {
+    responder: &'a BulkResponder,
+    source: IpAddr,
+}
+
+impl<'a> Unproven<'a> {
+    /// Counts a connection.
+    fn new(responder: &'a BulkResponder, source: IpAddr) -> anyhow::Result<Self> {
+        let source = rate_limit_key(source);
+        let mut unproven = responder.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        anyhow::ensure!(
+            unproven.values().sum::<usize>() < UNPROVEN_MAX,
+            "too many connections have no lease"
+        );
+        let of_source = unproven.entry(source).or_default();
+        anyhow::ensure!(
+            *of_source < UNPROVEN_PER_SOURCE,
+            "too many connections of this source have no lease"
+        );
+        *of_source += 1;
+        Ok(Self { responder, source })
+    }
+}
+
+impl Drop for Unproven<'_> {
+    fn drop(&mut self) {
+        let mut unproven = self.responder.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_source) = unproven.get_mut(&self.source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                unproven.remove(&self.source);
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::wire::bandwidth::ActivationStatus;
+use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -348,4 +348,37 @@ async fn silent_connections_do_not_keep_runs_away() {
     let grant = responder.grant(&request);
     let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
     assert_eq!(outcome.bytes, 1_000_000);
+}
+
+#[tokio::test]
+async fn end_that_floods_messages_does_not_hold_up_its_own_end_or_others() {
+    let responder = Responder::start("runs_max: 2").await;
+    let first = request(RunDirection::Forward, 1, 1_000_000);
+    let grant = responder.grant(&first);
+    let (lease, secret) = grant.decode().unwrap();
+    let mut seal = MessageSeal::new(&secret, RunEnd::Prober);
+    let mut control = TcpStream::connect(responder.address).await.unwrap();
+    let mut data = TcpStream::connect(responder.address).await.unwrap();
+    control.write_all(&seal.encode(&RunMessage::Activate { lease, connection: 0 })).await.unwrap();
+    control.read_exact(&mut [0; MESSAGE_BYTES]).await.unwrap();
+    let activate = RunMessage::Activate { lease, connection: 1 };
+    data.write_all(&MessageSeal::new(&secret, RunEnd::Prober).encode(&activate)).await.unwrap();
+    data.read_exact(&mut [0; MESSAGE_BYTES]).await.unwrap();
+    control.write_all(&seal.encode(&RunMessage::Start)).await.unwrap();
+    let flood = tokio::spawn(async move {
+        let progress = RunMessage::Progress { bytes: 1, nanos: 1 };
+        loop {
+            let many: Vec<u8> = (0..1_000).flat_map(|_| seal.encode(&progress)).collect();
+            if control.write_all(&many).await.is_err() {
+                return;
+            }
+        }
+    });
+    // The responder closes the connection.
+    timeout(LONG, flood).await.unwrap().unwrap();
+    let second = request(RunDirection::Reverse, 1, 1_000_000);
+    let grant = responder.grant(&second);
+    let outcome = responder.spawn(responder.run(&second, &grant), |_| None).await.unwrap();
+    assert_eq!(outcome.bytes, 1_000_000);
+    responder.until_idle().await;
 }

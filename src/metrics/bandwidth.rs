@@ -204,7 +204,7 @@ const FAMILIES: [Family<BandwidthSeries>; 14] = [
     }),
     gauge(
         "pathmeter_bandwidth_loss_ratio",
-        "Part of the payload that the last run sent again.",
+        "Part of the payload that the last run retransmitted.",
         |w, name, s| {
             if let Some(millionths) = s.last_value(|last| last.loss_millionths) {
                 w.seconds(name, Suffix::None, &s.labels, CLOSE, millionths * 1_000);
@@ -216,9 +216,13 @@ const FAMILIES: [Family<BandwidthSeries>; 14] = [
         "Payload of runs that its receiver received.",
         |w, name, s| w.count(name, Suffix::None, &s.labels, CLOSE, s.bytes.get()),
     ),
-    counter("pathmeter_bandwidth_retransmits_total", "Segments of runs sent again.", |w, name, s| {
-        w.count(name, Suffix::None, &s.labels, CLOSE, s.retransmits.get());
-    }),
+    counter(
+        "pathmeter_bandwidth_retransmits_total",
+        "Segments of runs that were retransmitted.",
+        |w, name, s| {
+            w.count(name, Suffix::None, &s.labels, CLOSE, s.retransmits.get());
+        },
+    ),
     counter("pathmeter_bandwidth_run_seconds_total", "Time in which runs loaded the path.", |w, name, s| {
         w.seconds(name, Suffix::None, &s.labels, CLOSE, s.duration.get());
     }),

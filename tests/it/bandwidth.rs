@@ -77,6 +77,8 @@ fn invalid_options_are_refused() {
     for (arguments, problem) in [
         (["--bytes", "3"], "--bytes: `3` has no unit"),
         (["--rate", "3MB"], "--rate: `3MB` has an unknown unit"),
+        (["--rate", "99kbit/s"], "--rate: 99kbit/s is out of range; write at least 100kbit/s"),
+        (["--added-delay-max", "0ms"], "--added-delay-max: 0ms is out of range; write at least 1ms, or off"),
         (["--added-delay-max", "never"], "--added-delay-max: `never` is not a duration"),
         (["--dscp", "64"], "--dscp: 64 is above 63"),
         (["--port", "9"], "--port: not valid with bandwidth"),

@@ -225,8 +225,13 @@ fn demo_needs_no_configuration_and_ends_with_a_table() {
     let rows: Vec<Vec<&str>> =
         output.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
     let is_head = |row: &&Vec<&str>| row[0] == "from";
+    let third = rows.iter().rposition(|row| is_head(&row)).expect("three tables");
+    let (rows, [trace_head, traces @ ..]) = rows.split_at(third) else { panic!("{output}") };
     let second = rows.iter().rposition(|row| is_head(&row)).expect("two tables");
-    let ([head, rows @ ..], [trace_head, traces @ ..]) = rows.split_at(second) else { panic!("{output}") };
+    let ([head, rows @ ..], [runs_head, runs @ ..]) = rows.split_at(second) else { panic!("{output}") };
+    let runs_columns = ["from", "to", "probe", "forward", "Mbit/s", "reverse", "Mbit/s", "runs"];
+    assert_eq!(runs_head[..], runs_columns, "{output}");
+    assert_eq!(runs.len(), 3, "{output}");
     assert_eq!(head[..6], ["from", "to", "probe", "sent", "lost", "fwd"], "{output}");
     assert_eq!(trace_head[..], ["from", "to", "probe", "routers", "route"], "{output}");
     assert_eq!(traces.len(), 6, "{output}");

@@ -342,15 +342,23 @@ const ANSWERING: &[Row] = &[
         &["src/bulk/leases.rs:DATA_CONNECTIONS_MAX"],
         "the run is refused",
     ),
-    ("connections that have not proven their lease yet", &["src/bulk/responder.rs:UNPROVEN_MAX"], "closed"),
+    (
+        "connections that have not proven their lease yet",
+        &["src/bulk/responder.rs:UNPROVEN_MAX", "src/bulk/responder.rs:UNPROVEN_PER_SOURCE"],
+        "closed; the second value is for each source address",
+    ),
     (
         "paths or clients in the ledger of bandwidth bytes",
         &["proto/src/bandwidth/ledger.rs:LEDGER_PATHS_MAX"],
         "runs of others are refused until midnight in UTC",
     ),
     (
-        "silence of the other end of a bandwidth run, end of a message",
-        &["src/bulk/endpoint.rs:SILENT_MAX", "src/bulk/control.rs:MESSAGE_TIME_MAX"],
+        "silence of the other end of a bandwidth run, time for a message, messages in 10 ms",
+        &[
+            "src/bulk/endpoint.rs:SILENT_MAX",
+            "src/bulk/control.rs:MESSAGE_TIME_MAX",
+            "src/bulk/endpoint.rs:MESSAGES_PER_TICK_MAX",
+        ],
         "the run ends",
     ),
     (

@@ -154,8 +154,8 @@ impl ByteLedger {
     }
 
     /// Begins a new day at midnight. A wall clock that was set back by up to a day continues the day that has
-    /// begun. One that was set back further does not clear the ledger either, but its day counts from then on:
-    /// a day in the far future does not stay.
+    /// begun. One that was set back further does not clear the ledger either, but its day counts from then
+    /// on: a day in the far future does not stay.
     fn begin_day(&mut self, now: WallTime) {
         let today = day_of(now);
         if today > self.day {

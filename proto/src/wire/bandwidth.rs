@@ -13,8 +13,8 @@
 //! kind 3 start      no fields
 //! kind 4 progress   8 u64 bytes received   16 u64 nanoseconds since the start
 //! kind 5 result     number: why it ended
-//!                   8 u64 bytes   16 u64 nanoseconds   24 u64 bytes sent again   32 u32 segments sent again
-//!                  in milliseconds: 36 u32 busy   40 u32 limited by the window   44 u32 by the buffer
+//!                   8 u64 bytes   16 u64 nanoseconds   24 u64 retransmitted bytes   32 u32 segments
+//!                   in milliseconds: 36 u32 busy   40 u32 limited by the window   44 u32 by the buffer
 //!                  48 text: the congestion control
 //! kind 6 stop       number: why
 //! ```
@@ -109,9 +109,9 @@ pub struct RunResult {
 /// What the kernel of the sender counted, over all data connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SenderStatistics {
-    /// Bytes that were sent again.
+    /// Bytes that were retransmitted.
     pub bytes_retransmitted: u64,
-    /// Segments that were sent again.
+    /// Segments that were retransmitted.
     pub retransmits: u32,
     /// Milliseconds in which there was data to send or to be acknowledged; the mean of all connections.
     pub busy_ms: u32,

@@ -88,6 +88,10 @@ struct Wanted {
     dscp: Dscp,
 }
 
+/// Smallest values, as in a configuration file.
+const RATE_MIN: u64 = 100_000;
+const ADDED_DELAY_MIN: Duration = Duration::from_millis(1);
+
 /// Scavenger traffic, which gives way to all other (RFC 8622).
 const DSCP: &str = "le";
 
@@ -99,10 +103,19 @@ impl BandwidthArguments {
         };
         let bytes = self.bytes.as_deref().map(units::size).transpose().map_err(usage("bytes"))?;
         let rate = self.rate.as_deref().map(units::bit_rate).transpose().map_err(usage("rate"))?;
+        if let (Some(text), Some(_)) = (&self.rate, rate.filter(|bits| *bits < RATE_MIN)) {
+            let least = units::display_bit_rate(RATE_MIN);
+            return Err(Failure::Usage(format!("--rate: {text} is out of range; write at least {least}")));
+        }
         let harm = match self.added_delay_max.as_str() {
             "off" => None,
             text => {
                 let added_delay_max = units::duration(text).map_err(usage("added-delay-max"))?;
+                if added_delay_max < ADDED_DELAY_MIN {
+                    let problem =
+                        format!("--added-delay-max: {text} is out of range; write at least 1ms, or off");
+                    return Err(Failure::Usage(problem));
+                }
                 Some(HarmLimits { added_delay_max })
             }
         };
@@ -247,9 +260,12 @@ impl Runner {
             secret,
             direction,
             streams: self.streams,
-            bytes_max: grant.bytes_max,
+            bytes_max: self.wanted.bytes.map_or(grant.bytes_max, |bytes| bytes.min(grant.bytes_max)),
             duration: Duration::from_secs(self.seconds),
-            rate_max: grant.rate_bytes_per_second,
+            rate_max: [self.wanted.rate_bytes_per_second, grant.rate_bytes_per_second]
+                .into_iter()
+                .flatten()
+                .min(),
         })
     }
 

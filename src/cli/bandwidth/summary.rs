@@ -114,7 +114,7 @@ fn run_text(run: &RunOutcome) -> String {
         stopped(run.stop_reason),
         limit(run.limited_by),
     );
-    let _ = write!(text, "  {} segments sent again", run.sender.retransmits);
+    let _ = write!(text, "  {} segments retransmitted", run.sender.retransmits);
     if let Some(ratio) = run.loss_ratio() {
         let _ = write!(text, " ({:.3} % of the bytes)", ratio * 100.0);
     }
