@@ -101,6 +101,8 @@ struct Endpoint {
     /// Bytes that had been delivered before the payload: the messages of the data connections.
     delivered_before: u64,
     samples: Vec<Progress>,
+    /// What had arrived when the time of the sender was over. What arrives later is not part of the rate.
+    at_end_of_time: Option<Progress>,
     remote: Option<RunResult>,
 }
 
@@ -140,7 +142,17 @@ impl Endpoint {
             });
         }
         let (start, samples) = (Clock::now(), vec![Progress::default()]);
-        Self { plan, start, data, bytes, transfers, delivered_before, samples, remote: None }
+        Self {
+            plan,
+            start,
+            data,
+            bytes,
+            transfers,
+            delivered_before,
+            samples,
+            at_end_of_time: None,
+            remote: None,
+        }
     }
 
     /// Supervises the transfers until everything has arrived or the run must end.
@@ -173,7 +185,8 @@ impl Endpoint {
                     let elapsed = progress.at.since(Timestamp::default());
                     let mut message = progress;
                     if self.plan.is_sender {
-                        message.bytes = self.delivered();
+                        let now = || Progress { bytes: self.delivered(), ..progress };
+                        message = self.at_end_of_time.unwrap_or_else(now);
                         self.add_sample(message);
                     }
                     if let Some(reason) = supervise(progress) {
@@ -182,6 +195,7 @@ impl Endpoint {
                     match draining {
                         Some(Draining { reason, until }) if elapsed >= until => return ended(reason),
                         None if elapsed >= self.plan.duration && self.plan.is_sender => {
+                            self.at_end_of_time = Some(message);
                             self.end_sending().await;
                             let until = self.plan.duration + DRAIN_AFTER_TIME;
                             draining = Some(Draining { reason: StopReason::Time, until });
@@ -265,11 +279,14 @@ impl Endpoint {
     async fn finish(mut self, mut control: Control, ending: Ending) -> EndpointOutcome {
         let Ending { reason, is_stopped_here } = ending;
         let ended = self.progress();
-        let (bytes, sender) = match self.plan.is_sender {
-            true => (self.delivered(), self.sender_statistics()),
-            false => (ended.bytes, SenderStatistics::default()),
+        let (end, sender) = match self.plan.is_sender {
+            true => {
+                let now = Progress { bytes: self.delivered(), ..ended };
+                (self.at_end_of_time.unwrap_or(now), self.sender_statistics())
+            }
+            false => (ended, SenderStatistics::default()),
         };
-        let local = RunResult { reason, bytes, nanos: ended.at.as_nanos(), sender };
+        let local = RunResult { reason, bytes: end.bytes, nanos: end.at.as_nanos(), sender };
         match reason {
             // Everything has arrived, or the sender has ended its connections.
             StopReason::Bytes | StopReason::Time => {}
