@@ -250,7 +250,7 @@ impl Leases {
         state.rules = rules;
     }
 
-    /// Stops all runs, and refuses others for [`STOP_TIME`]. Returns the number of runs that were stopped.
+    /// Stops all runs, and refuses others for a minute. Returns the number of runs that were stopped.
     pub fn stop_all(&self) -> usize {
         let (mut state, now) = (self.state(), Clock::now());
         let running = state.table.running(now);
