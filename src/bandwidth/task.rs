@@ -37,6 +37,10 @@ pub(super) struct BandwidthTask {
 /// for each other, and an operator sees a result.
 const FIRST_RUN_WITHIN: Duration = Duration::from_secs(300);
 
+/// A run waits for its leases for a quarter of the interval, or for this long if that is longer. Chosen: a
+/// few runs of others.
+const WAIT_MIN: Duration = Duration::from_secs(60);
+
 /// The next attempt after one that failed or was skipped begins about this much later, if the interval is
 /// longer. Chosen: a restart of the peer, or a full day's budget, costs few requests.
 const RETRY_AFTER: Duration = Duration::from_secs(600);
@@ -108,11 +112,10 @@ impl BandwidthTask {
         random: &mut u64,
     ) -> Result<(), NoRun> {
         let (mut own_request, mut request) = (self.request(direction), self.request(direction));
-        // What is left of the interval for the other direction and for the next run.
-        let (began, patience) = (Clock::now(), self.plan.interval / 4);
+        let (began, wait_max) = (Clock::now(), (self.plan.interval / 4).max(WAIT_MIN));
         let mut own: Option<OwnLease<'_>> = None;
         loop {
-            if Clock::now().since(began) > patience {
+            if Clock::now().since(began) > wait_max {
                 return Err(NoRun::Skipped(SkipReason::Busy));
             }
             let (place, repeat_after) = match self.bulk.leases.request_own(&self.name, own_request.clone()) {

@@ -70,7 +70,7 @@ labels!(StopReason, "reason", {
 pub enum SkipReason {
     /// A budget of this host or of the peer has too few bytes left.
     Budget,
-    /// Other runs took a quarter of the interval.
+    /// Other runs took a quarter of the interval, and at least a minute.
     Busy,
     /// Runs are switched off, here or at the peer.
     Disabled,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -107,7 +108,8 @@ fn agents_measure_each_other_and_take_turns() {
         })
         .collect();
     for agent in &agents {
-        let page = agent.page_when("runs in both directions", |page| {
+        // Each agent waits for the other, twice.
+        let page = agent.page_within(Duration::from_secs(120), "runs in both directions", |page| {
             ["forward", "reverse"].iter().all(|direction| {
                 let labels = [&*format!("direction=\"{direction}\""), "reason=\"bytes\""];
                 page.count("pathmeter_bandwidth_runs_total", &labels) >= 1

@@ -278,12 +278,14 @@ impl Runner {
         interrupted: &mut Interrupt,
     ) -> Result<Option<Result<RunOutcome, String>>, Failure> {
         let show = |line: &str| if is_live { print_out(&format!("\r\x1b[K{line}")) } else { Ok(()) };
-        let mut shown_position = 0;
+        let (mut shown_position, mut has_waited) = (0, false);
         let waiting = self.lease(direction, |place| {
             let QueuePlace { position, expected_start_seconds } = place;
-            if std::mem::replace(&mut shown_position, position) == position {
+            // The own run in the other direction may just be ending there.
+            if !std::mem::replace(&mut has_waited, true) || shown_position == position {
                 return;
             }
+            shown_position = position;
             // Standard error may be closed.
             let _ = writeln!(
                 io::stderr(),
