@@ -334,12 +334,12 @@ const ANSWERING: &[Row] = &[
     ),
     (
         "time without bandwidth runs after an operator has stopped all",
-        &["src/bulk/leases.rs:STOP_TIME"],
+        &["src/bulk/leases/mod.rs:STOP_TIME"],
         "runs may begin again",
     ),
     (
         "data connections of a bandwidth run",
-        &["src/bulk/leases.rs:DATA_CONNECTIONS_MAX"],
+        &["src/bulk/leases/mod.rs:DATA_CONNECTIONS_MAX"],
         "the run is refused",
     ),
     (

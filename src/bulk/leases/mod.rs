@@ -1,11 +1,14 @@
 //! The leases that this host grants, and the bytes that their runs may use.
 
+mod messages;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pathmeter_proto::bandwidth::RunDirection;
 use pathmeter_proto::bandwidth::lease::{
     ACTIVATION_MAX, AttachError, LeaseId, LeaseResponse, LeaseTable, Place, RunTerms,
 };
@@ -16,137 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::config::BandwidthRules;
-use crate::config::bandwidth::Method;
 
-/// The body of a request for a lease. Fields may be added, for compatibility between versions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaseRequest {
-    /// The lease or place of an earlier response; `None` in the first request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lease: Option<String>,
-    /// How the run measures.
-    pub method: Method,
-    /// The direction that it loads: `forward` is from the client to this agent.
-    #[serde(with = "direction")]
-    pub direction: RunDirection,
-    /// Number of data connections, 1 to 16.
-    pub connections: u16,
-    /// Bytes of payload after which it ends; `None`: as many as this agent allows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_max: Option<u64>,
-    /// Seconds of sending after which it ends.
-    pub seconds_max: u64,
-    /// Bytes of payload per second that it may use; `None`: as many as the responder allows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_bytes_per_second: Option<u64>,
-    /// DSCP of what this agent sends, 0 to 63.
-    #[serde(default)]
-    pub dscp: u8,
-}
+pub use messages::{Grant, LeaseAnswer, LeaseRequest, RefusalReason};
 
 /// Maximum data connections of a run.
 pub(crate) const DATA_CONNECTIONS_MAX: u16 = 16;
-
-/// The response to a request for a lease.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum LeaseAnswer {
-    /// The run may begin.
-    Granted(Grant),
-    /// Other runs come first. The client must repeat its request with `lease`.
-    Waiting {
-        /// The place in the queue.
-        lease: String,
-        /// 1 for the next one.
-        position: usize,
-        /// The time until the run can begin if those before it take as long as they may.
-        expected_start_seconds: f64,
-        /// When the request must be repeated.
-        repeat_after_seconds: f64,
-    },
-    /// The run is refused.
-    Refused {
-        /// The cause.
-        reason: RefusalReason,
-        /// The cause and the remedy in words.
-        detail: String,
-        /// When a request may succeed; `None`: not without a change of this agent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        retry_after_seconds: Option<f64>,
-    },
-}
-
-/// A lease.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Grant {
-    /// Identifies the lease, as 16 hexadecimal digits.
-    pub lease: String,
-    /// The secret that the connections of the run prove, as 32 hexadecimal digits.
-    pub secret: String,
-    /// The port to connect to.
-    pub agent_port: u16,
-    /// When the lease expires if no connection is opened.
-    pub activate_within_seconds: f64,
-    /// Bytes of payload that the run may use.
-    pub bytes_max: u64,
-    /// Bytes of payload per second that the run may use; `None`: no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_bytes_per_second: Option<u64>,
-}
-
-impl Grant {
-    /// The lease and its secret; `None` if they are malformed.
-    #[must_use]
-    pub fn decode(&self) -> Option<(LeaseId, [u8; 16])> {
-        let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_hex(&self.lease) || !is_hex(&self.secret) || self.secret.len() != 32 {
-            return None;
-        }
-        let lease = u64::from_str_radix(&self.lease, 16).ok()?;
-        let secret = u128::from_str_radix(&self.secret, 16).ok()?;
-        Some((LeaseId(lease), secret.to_be_bytes()))
-    }
-}
-
-/// Why a lease is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RefusalReason {
-    /// The client is not a peer, is not in an allowed network, and did not prove the key.
-    NotAllowed,
-    /// Runs are switched off.
-    Disabled,
-    /// The agent is about to stop.
-    Stopping,
-    /// An operator has stopped all runs.
-    Stopped,
-    /// A value of the request is outside of what this agent allows.
-    Invalid,
-    /// The budget of the day has too few bytes left.
-    Budget,
-    /// Too many clients wait.
-    QueueFull,
-    /// A reason that this version does not know.
-    #[serde(other)]
-    Other,
-}
-
-mod direction {
-    use pathmeter_proto::bandwidth::RunDirection;
-    use serde::{Deserialize as _, Deserializer, Serializer, de};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
-    pub(super) fn serialize<S: Serializer>(direction: &RunDirection, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(direction.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RunDirection, D::Error> {
-        let text = String::deserialize(from)?;
-        let known = [RunDirection::Forward, RunDirection::Reverse];
-        let found = known.into_iter().find(|direction| direction.as_str() == text);
-        found.ok_or_else(|| de::Error::unknown_variant(&text, &["forward", "reverse"]))
-    }
-}
 
 /// A run that has a lease.
 #[derive(Debug, Clone)]
@@ -155,12 +32,6 @@ pub(super) struct LeasedRun {
     pub(super) bytes_max: u64,
     pub(super) rate_max: Option<u64>,
     pub(super) secret: [u8; 16],
-}
-
-impl Default for Leases {
-    fn default() -> Self {
-        Self::new(BandwidthRules::default(), 0)
-    }
 }
 
 /// The leases of this host. Shared by the HTTP API, which grants them, and the thread that runs them.
@@ -219,6 +90,12 @@ pub struct StoredLedger {
 
 /// How long a lease lasts longer than its run sends: to open connections, and to receive what is on the way.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self::new(BandwidthRules::default(), 0)
+    }
+}
 
 impl Leases {
     /// No leases yet. `agent_port`: where runs connect to.
@@ -572,182 +449,4 @@ fn hex(id: LeaseId) -> String {
 fn wall_time() -> WallTime {
     let (at, offset) = (Clock::now(), Clock::new().offset());
     offset.wall(at)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{request, rules};
-    use super::*;
-
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
-
-    fn refusal(answer: LeaseAnswer) -> (RefusalReason, String) {
-        match answer {
-            LeaseAnswer::Refused { reason, detail, .. } => (reason, detail),
-            answer @ (LeaseAnswer::Granted(_) | LeaseAnswer::Waiting { .. }) => panic!("{answer:?}"),
-        }
-    }
-
-    fn place(answer: &LeaseAnswer) -> String {
-        match answer {
-            LeaseAnswer::Waiting { lease, .. } => lease.clone(),
-            LeaseAnswer::Granted(_) | LeaseAnswer::Refused { .. } => panic!("{answer:?}"),
-        }
-    }
-
-    fn forward(bytes: u64) -> LeaseRequest {
-        request(RunDirection::Forward, 2, bytes)
-    }
-
-    #[test]
-    fn request_is_json_with_the_documented_names() {
-        let request = LeaseRequest { rate_bytes_per_second: Some(5), ..forward(1_000) };
-        let text = r#"{"method":"tcp","direction":"forward","connections":2,"bytes_max":1000,"seconds_max":20,"rate_bytes_per_second":5,"dscp":1}"#;
-        assert_eq!(serde_json::to_string(&request).unwrap(), text);
-        assert_eq!(serde_json::from_str::<LeaseRequest>(text).unwrap(), request);
-        let unknown = text.replace("forward", "sideways");
-        assert!(serde_json::from_str::<LeaseRequest>(&unknown).is_err());
-        let answer = LeaseAnswer::Refused {
-            reason: RefusalReason::QueueFull,
-            detail: "x".to_owned(),
-            retry_after_seconds: None,
-        };
-        let text = r#"{"state":"refused","reason":"queue_full","detail":"x"}"#;
-        assert_eq!(serde_json::to_string(&answer).unwrap(), text);
-        let newer = text.replace("queue_full", "something_new");
-        assert_eq!(refusal(serde_json::from_str(&newer).unwrap()).0, RefusalReason::Other);
-    }
-
-    #[test]
-    fn run_that_is_larger_than_allowed_is_refused_with_the_limit() {
-        let leases = Leases::new(rules("run_bytes_max: 1MB, run_time_max: 10s"), 9863);
-        let refused = |request: LeaseRequest| refusal(leases.request(CLIENT, request));
-        let allowed = LeaseRequest { seconds_max: 10, ..forward(1_000_000) };
-        for (request, detail) in [
-            (LeaseRequest { connections: 0, ..allowed.clone() }, "connections: 0; this agent allows 1 to 16"),
-            (
-                LeaseRequest { connections: 17, ..allowed.clone() },
-                "connections: 17; this agent allows 1 to 16",
-            ),
-            (LeaseRequest { seconds_max: 11, ..allowed.clone() }, "seconds: 11; this agent allows 1 to 10"),
-            (LeaseRequest { seconds_max: 0, ..allowed.clone() }, "seconds: 0; this agent allows 1 to 10"),
-            (
-                LeaseRequest { bytes_max: Some(1_000_001), ..allowed.clone() },
-                "bytes: 1000001; this agent allows 1 to 1000000",
-            ),
-            (
-                LeaseRequest { bytes_max: Some(0), ..allowed.clone() },
-                "bytes: 0; this agent allows 1 to 1000000",
-            ),
-        ] {
-            assert_eq!(refused(request), (RefusalReason::Invalid, detail.to_owned()));
-        }
-        assert!(matches!(leases.request(CLIENT, allowed), LeaseAnswer::Granted(_)));
-    }
-
-    #[test]
-    fn runs_that_are_switched_off_end_and_are_refused() {
-        let leases = Leases::new(rules(""), 9863);
-        leases.request(CLIENT, forward(1_000));
-        leases.request(CLIENT, forward(1_000));
-        assert_eq!(leases.counts(), (1, 1));
-        leases.set_rules(rules("enabled: false"));
-        assert_eq!(leases.counts(), (0, 0));
-        assert_eq!(refusal(leases.request(CLIENT, forward(1_000))).0, RefusalReason::Disabled);
-        leases.set_rules(rules(""));
-        leases.request(CLIENT, forward(1_000));
-        leases.shut_down();
-        assert_eq!(leases.counts(), (0, 0));
-        assert_eq!(refusal(leases.request(CLIENT, forward(1_000))).0, RefusalReason::Stopping);
-    }
-
-    #[test]
-    fn stopped_runs_do_not_begin_again_at_once() {
-        let leases = Leases::new(rules(""), 9863);
-        leases.request(CLIENT, forward(1_000));
-        assert!(matches!(leases.request(OTHER, forward(1_000)), LeaseAnswer::Waiting { .. }));
-        assert_eq!(leases.stop_all(), 1);
-        let LeaseAnswer::Refused { reason, retry_after_seconds, .. } = leases.request(OTHER, forward(1_000))
-        else {
-            panic!("a run begins")
-        };
-        assert_eq!(reason, RefusalReason::Stopped);
-        assert!(retry_after_seconds.is_some_and(|seconds| seconds > 50.0), "{retry_after_seconds:?}");
-        let unknown = LeaseRequest { dscp: 64, ..forward(1_000) };
-        assert_eq!(refusal(leases.request(OTHER, unknown)).0, RefusalReason::Stopped);
-        let fresh = Leases::new(rules(""), 9863);
-        let unknown = LeaseRequest { dscp: 64, ..forward(1_000) };
-        assert_eq!(refusal(fresh.request(OTHER, unknown)).1, "dscp: 64; 0 to 63 are allowed");
-    }
-
-    #[test]
-    fn run_that_is_stopped_still_counts_what_it_has_sent() {
-        let leases = Leases::new(rules("bytes_per_day: 10MB, path_bytes_per_day: 10MB"), 9863);
-        let LeaseAnswer::Granted(grant) = leases.request(CLIENT, forward(5_000_000)) else { panic!() };
-        let (id, _) = grant.decode().unwrap();
-        leases.attach(id, 0).unwrap();
-        leases.set_rules(rules("enabled: false"));
-        leases.set_rules(rules("bytes_per_day: 10MB, path_bytes_per_day: 10MB"));
-        leases.request(OTHER, forward(1));
-        leases.count_bytes(id, 4_000_000);
-        leases.end(id);
-        assert_eq!(leases.bytes_left(&CLIENT.to_string()), Some(5_999_999));
-    }
-
-    #[test]
-    fn place_in_the_queue_belongs_to_the_client_that_has_it() {
-        let leases = Leases::new(rules(""), 9863);
-        leases.request(OTHER, forward(1_000));
-        let first = place(&leases.request(CLIENT, forward(1_000)));
-        let repeated = LeaseRequest { lease: Some(first.clone()), ..forward(1_000) };
-        assert_eq!(place(&leases.request(CLIENT, repeated.clone())), first);
-        assert_ne!(place(&leases.request(OTHER, repeated.clone())), first);
-        let changed = LeaseRequest { bytes_max: Some(2_000), ..repeated };
-        assert_ne!(place(&leases.request(CLIENT, changed)), first);
-        assert_eq!(leases.counts(), (1, 3));
-    }
-
-    #[test]
-    fn bytes_of_the_day_are_limited_and_unused_ones_are_given_back() {
-        let leases = Leases::new(rules("bytes_per_day: 10MB, path_bytes_per_day: 6MB, runs_max: 5"), 9863);
-        let granted = |client, bytes: Option<u64>| {
-            let request = LeaseRequest { bytes_max: bytes, ..forward(1) };
-            match leases.request(client, request) {
-                LeaseAnswer::Granted(grant) => grant,
-                answer @ (LeaseAnswer::Waiting { .. } | LeaseAnswer::Refused { .. }) => panic!("{answer:?}"),
-            }
-        };
-        let first = granted(CLIENT, Some(4_000_000));
-        let (reason, detail) = refusal(leases.request(CLIENT, forward(3_000_000)));
-        assert_eq!(reason, RefusalReason::Budget);
-        let expected =
-            "the run may use 3000000 bytes, but the budget of this path has 2000000 bytes left today";
-        assert_eq!(detail, expected);
-        assert_eq!(granted(CLIENT, None).bytes_max, 2_000_000, "what is left");
-        assert_eq!(granted(OTHER, None).bytes_max, 4_000_000, "what is left for the host");
-        assert_eq!(refusal(leases.request(OTHER, forward(1))).0, RefusalReason::Budget);
-        let (id, _) = first.decode().unwrap();
-        assert!(leases.count_bytes(id, 1_000_000));
-        leases.end(id);
-        assert_eq!(granted(OTHER, None).bytes_max, 2_000_000, "the path has 2 MB left, the host 3 MB");
-    }
-
-    #[test]
-    fn grant_has_a_secret_of_its_own() {
-        let leases = Leases::new(rules("runs_max: 2, rate_max: 80Mbit/s"), 9863);
-        let answers = [CLIENT, OTHER].map(|client| leases.request(client, forward(1_000)));
-        let [LeaseAnswer::Granted(first), LeaseAnswer::Granted(second)] = answers else {
-            panic!("{answers:?}")
-        };
-        assert_eq!((first.agent_port, first.rate_bytes_per_second), (9863, Some(10_000_000)));
-        let ((id, secret), (other_id, other_secret)) = (first.decode().unwrap(), second.decode().unwrap());
-        assert!(id != other_id && secret != other_secret);
-        assert_eq!(leases.leased(id).unwrap().secret, secret);
-        for lease in ["", "+1", "xyz", &"1".repeat(17)] {
-            assert_eq!(Grant { lease: lease.to_owned(), ..first.clone() }.decode(), None, "{lease}");
-        }
-        let short = Grant { secret: first.secret[1..].to_owned(), ..first };
-        assert_eq!(short.decode(), None);
-    }
 }
