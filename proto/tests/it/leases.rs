@@ -66,7 +66,7 @@ fn simulate(seed: u64) {
                     Client::Runs { ends: now + Duration::from_millis(random.below(9_000)) }
                 }
                 Client::Runs { ends } if ends <= now => {
-                    table.detach(*id);
+                    table.release(*id);
                     finished += 1;
                     Client::Dead
                 }
@@ -171,8 +171,8 @@ fn simulate_mesh(seed: u64) {
                     }
                 }
                 Stage::Runs { ends } if ends <= now => {
-                    agents[index].table.detach(wish.own);
-                    agents[wish.peer].table.detach(wish.remote);
+                    agents[index].table.release(wish.own);
+                    agents[wish.peer].table.release(wish.remote);
                     agents[index].wish = None;
                     agents[index].finished += 1;
                     continue;

@@ -1,10 +1,9 @@
 //! Leases: which runs may use this host, and in which order others wait.
 //!
 //! A client requests a lease and repeats the request while it waits, which keeps its place in the queue. A
-//! granted lease becomes active when the first connection of the run attaches to it, and ends when the last
-//! one detaches, or at its deadline: the death of a client occupies the host for a known time. The runs that
-//! this host starts itself need a lease of its own table too, so that a host never takes part in more than
-//! `runs_max` runs.
+//! granted lease becomes active when the first connection of the run attaches to it. It ends with the run, or
+//! at its deadline: the death of a client occupies the host for a known time. The runs that this host starts
+//! itself need a lease of its own table too, so that a host never takes part in more than `runs_max` runs.
 
 #[cfg(test)]
 mod tests;
@@ -104,7 +103,6 @@ struct Lease {
     until: Timestamp,
     /// The numbers of connections that have attached.
     attached: BTreeSet<u16>,
-    open: u16,
 }
 
 #[derive(Debug)]
@@ -150,7 +148,7 @@ impl LeaseTable {
         if self.queue.iter().filter(is_before).take(free).count() < free {
             self.leave_queue(id);
             let until = now + ACTIVATION_MAX;
-            self.leases.insert(id, Lease { terms, until, attached: BTreeSet::new(), open: 0 });
+            self.leases.insert(id, Lease { terms, until, attached: BTreeSet::new() });
             return LeaseResponse::Granted { until };
         }
         let position = self.queue.range(..place).count() + 1;
@@ -184,30 +182,18 @@ impl LeaseTable {
             lease.until = now + lease.terms.duration_max;
         }
         lease.attached.insert(number);
-        lease.open += 1;
         Ok(lease.until)
     }
 
-    /// Detaches a connection that was attached. With the last one the lease ends. Without effect after the
-    /// end of the lease.
-    pub fn detach(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.open = lease.open.saturating_sub(1);
-            if lease.open == 0 {
-                self.leases.remove(&id);
-            }
-        }
-    }
-
-    /// Ends a lease, or leaves the queue.
+    /// Ends a lease, or leaves the queue. Without effect if it has ended already.
     pub fn release(&mut self, id: LeaseId) {
         self.leases.remove(&id);
         self.leave_queue(id);
     }
 
     /// Takes back a lease that no connection has attached to. Its owner waits again, before all others, but
-    /// lets them pass until it requests the lease again: two hosts whose runs wait for each other would else
-    /// both wait for ever.
+    /// lets them pass until it requests the lease again. Without this, two hosts whose runs wait for each
+    /// other would deadlock.
     pub fn defer(&mut self, now: Timestamp, id: LeaseId) {
         let Some(lease) = self.leases.remove(&id) else { return };
         let first = self.queue.first_key_value().map_or(self.next_place, |(place, _)| *place);

@@ -30,10 +30,9 @@ fn run_uses_the_host_from_the_grant_to_its_last_connection() {
     assert_eq!(table.attach(at(3), first, 1), Err(AttachError::Taken));
     assert_eq!(table.attach(at(3), first, 2), Err(AttachError::Taken));
     assert_eq!(table.attach(at(3), second, 0), Err(AttachError::Invalid), "it waits");
-    table.detach(first);
     assert!(table.is_valid(at(4), first));
     assert_eq!(position(table.request(at(4), second, TERMS)), 1);
-    table.detach(first);
+    table.release(first);
     assert!(!table.is_valid(at(4), first));
     assert!(is_granted(table.request(at(4), second, TERMS)));
     assert_eq!((table.running(at(4)), table.waiting(at(4))), (1, 0));
@@ -51,7 +50,7 @@ fn lease_expires_without_a_connection_and_at_its_deadline() {
     assert!(!table.is_valid(at(16), second));
     assert_eq!(table.running(at(16)), 0);
     assert!(is_granted(table.request(at(16), third, TERMS)));
-    table.detach(second);
+    table.release(second);
     assert_eq!(table.running(at(16)), 1, "a late end of an expired run changes nothing");
 }
 
