@@ -17,7 +17,9 @@ use tracing::debug;
 use super::latency::{LatencyWatch, PathEchoes};
 use super::plan::{BandwidthPlan, DirectionSeries};
 use super::run::measure;
-use crate::bulk::{Bulk, Grant, LeaseAnswer, LeaseClient, LeaseRequest, RefusalReason, RunOutcome, TcpRun};
+use crate::bulk::{
+    Bulk, Grant, LeaseAnswer, LeaseClient, LeaseRequest, RefusalReason, RunOutcome, TcpRun, repeat_after,
+};
 use crate::clock::Clock;
 use crate::metrics::bandwidth::{BandwidthSeries, FailureReason, LastRun, RunLatency, SkipReason};
 
@@ -44,10 +46,6 @@ const WAIT_MIN: Duration = Duration::from_secs(60);
 /// The next attempt after one that failed or was skipped begins about this much later, if the interval is
 /// longer. Chosen: a restart of the peer, or a full day's budget, costs few requests.
 const RETRY_AFTER: Duration = Duration::from_secs(600);
-
-/// Limits of the time after which a request for a lease is repeated.
-const REPEAT_MIN: Duration = Duration::from_millis(50);
-const REPEAT_MAX: Duration = Duration::from_secs(10);
 
 /// A lease of this agent for a run that it begins. Dropping it ends the lease.
 struct OwnLease<'a> {
@@ -118,7 +116,7 @@ impl BandwidthTask {
             if Clock::now().since(began) > wait_max {
                 return Err(NoRun::Skipped(SkipReason::Busy));
             }
-            let (place, repeat_after) = match self.bulk.leases.request_own(&self.name, own_request.clone()) {
+            let (place, seconds) = match self.bulk.leases.request_own(&self.name, own_request.clone()) {
                 LeaseAnswer::Refused { reason, .. } => return Err(NoRun::Skipped(skip_reason(reason))),
                 LeaseAnswer::Waiting { lease, repeat_after_seconds, .. } => (lease, repeat_after_seconds),
                 LeaseAnswer::Granted(granted) => {
@@ -147,10 +145,9 @@ impl BandwidthTask {
                 }
             };
             own_request.lease = Some(place);
-            let repeat_after = Duration::try_from_secs_f64(repeat_after).unwrap_or(REPEAT_MAX);
-            let repeat_after = repeat_after.clamp(REPEAT_MIN, REPEAT_MAX);
             // Two agents that wait for each other must not ask at the same moments.
-            sleep(repeat_after + self.fraction_of(random, repeat_after / 4)).await;
+            let pause = repeat_after(seconds);
+            sleep(pause + self.fraction_of(random, pause / 4)).await;
         }
     }
 

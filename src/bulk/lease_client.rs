@@ -69,6 +69,11 @@ pub struct QueuePlace {
 const REPEAT_MIN: Duration = Duration::from_millis(50);
 const REPEAT_MAX: Duration = Duration::from_secs(10);
 
+/// The time after which a request is repeated, from the seconds of a [`LeaseAnswer::Waiting`].
+pub fn repeat_after(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(REPEAT_MAX).clamp(REPEAT_MIN, REPEAT_MAX)
+}
+
 /// Pause after a request that failed while the client waits.
 const REPEAT_AFTER_ERROR: Duration = Duration::from_millis(200);
 
@@ -117,9 +122,7 @@ impl LeaseClient {
                 LeaseAnswer::Waiting { lease, position, expected_start_seconds, repeat_after_seconds } => {
                     request.lease = Some(lease);
                     on_place(QueuePlace { position, expected_start_seconds });
-                    let repeat_after =
-                        Duration::try_from_secs_f64(repeat_after_seconds).unwrap_or(REPEAT_MAX);
-                    sleep(repeat_after.clamp(REPEAT_MIN, REPEAT_MAX)).await;
+                    sleep(repeat_after(repeat_after_seconds)).await;
                 }
                 LeaseAnswer::Refused { reason, detail, retry_after_seconds } => {
                     let retry_after =

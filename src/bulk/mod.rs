@@ -18,7 +18,7 @@ mod tests;
 mod transfer;
 
 pub use connections::BulkConnections;
-pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace};
+pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace, repeat_after};
 pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, RefusalReason, StoredLedger};
 pub use outcome::{LimitedBy, RunOutcome};
 pub use prober::{RunError, TcpRun};

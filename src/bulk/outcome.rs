@@ -77,8 +77,8 @@ const OUT_OF_ORDER_MAX: u64 = 64 << 20;
 const LOST_SEGMENTS_MIN: u32 = 10;
 const LOSS_LIMITED_ONE_IN: u64 = 1_000;
 
-/// A run has filled a queue of the path if it added so much delay. Chosen: a host under load delays replies
-/// by less.
+/// A run has filled a queue of the path if half of its round trips were longer by this than 95 % of those of
+/// the idle path. Chosen: a host under load delays replies by less.
 const QUEUE_DELAY_MIN: Duration = Duration::from_millis(2);
 
 /// A shorter part of a run says too little about the capacity. Chosen: within some percent of it in the lab.
@@ -222,7 +222,7 @@ fn stop_reason(local: &RunResult, remote: Option<&RunResult>) -> StopReason {
 }
 
 /// What limited TCP, by the statistics of its sender. A window that limits is the receiver's. Data that was
-/// sent again was lost on the path, but a few segments are lost on any busy host too.
+/// retransmitted was lost on the path, but a few segments are lost on any busy host too.
 fn limit_of(sender: &SenderStatistics, bytes: u64, duration: Duration) -> LimitedBy {
     let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let is_much = |part: u32| part > 0 && u64::from(part) * 100 >= duration_ms * LIMITED_PERCENT;

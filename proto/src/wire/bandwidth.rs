@@ -20,8 +20,8 @@
 //! ```
 //!
 //! The keys are derived from the secret of the lease, one for each end. The secret is in the response to the
-//! request for the lease, so whoever proves it may use the lease. The handshake of TCP has proven that the
-//! client receives what is sent to its address.
+//! request for the lease, so a correct HMAC shows that the client was granted the lease. The handshake of TCP
+//! shows that it receives what is sent to its address.
 
 use super::{DecodeError, array, put, require, u16_at, u32_at, u64_at};
 use crate::bandwidth::StopReason;
