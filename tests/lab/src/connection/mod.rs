@@ -49,8 +49,9 @@ pub struct Stream {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct ArrivedPrefix {
     at: TimeBounds,
-    /// Whether later bytes were delivered earlier, or so soon that the receiver need not have run in between.
-    /// The receiver's kernel joins such segments and keeps one timestamp for both.
+    /// Whether later bytes were delivered earlier, or others so soon before or after that the receiver need
+    /// not have run in between. The receiver's kernel joins such segments and keeps one timestamp for both;
+    /// a program that finds one of them out of order does not trust the timestamps of any.
     is_joined: bool,
 }
 
@@ -214,8 +215,8 @@ impl MessageExchange {
         Some((from.saturating_sub(self.scheduled_at), to.saturating_sub(self.scheduled_at)))
     }
 
-    /// Whether the delivery of the message or of its reply was joined with later bytes. The program then
-    /// knows the arrival time only from when it read the bytes.
+    /// Whether the delivery of the message or of its reply was joined with other bytes. The program then may
+    /// know the arrival time only from when it read the bytes.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         [self.to_server, self.to_client]
@@ -380,22 +381,21 @@ impl Stream {
 
     /// The transfer of everything before a position.
     fn transfer(&self, end: usize) -> Transfer {
-        let entered = from(&self.entered, end).first().map(|(_, at)| *at);
-        let arrived = match from(&self.arrived, end) {
-            [] => None,
-            [(_, arrival)] => Some(*arrival),
-            [(_, ArrivedPrefix { at, is_joined }), (_, next), ..] => {
-                let is_followed = next.at.0 - at.0 < PROMPT_SEND_MAX;
-                Some(ArrivedPrefix { at: *at, is_joined: *is_joined || is_followed })
-            }
-        };
+        let entered = self.entered.get(index_of(&self.entered, end)).map(|(_, at)| *at);
+        let (earlier, reached) = self.arrived.split_at(index_of(&self.arrived, end));
+        let arrived = reached.split_first().map(|((_, arrival), later)| {
+            let is_soon = |from: &ArrivedPrefix, to: &ArrivedPrefix| to.at.0 - from.at.0 < PROMPT_SEND_MAX;
+            let is_followed = later.first().is_some_and(|(_, next)| is_soon(arrival, next));
+            let is_preceded = earlier.last().is_some_and(|(_, previous)| is_soon(previous, arrival));
+            ArrivedPrefix { is_joined: arrival.is_joined || is_followed || is_preceded, ..*arrival }
+        });
         Transfer { entered, arrived }
     }
 }
 
-/// Entries sorted by end position, from the first that reaches `end`.
-fn from<T>(all: &[(usize, T)], end: usize) -> &[(usize, T)] {
-    &all[all.partition_point(|(to, _)| *to < end)..]
+/// The index of the first entry that reaches `end`, of entries sorted by end position.
+fn index_of<T>(all: &[(usize, T)], end: usize) -> usize {
+    all.partition_point(|(to, _)| *to < end)
 }
 
 /// When undamaged copies were delivered.

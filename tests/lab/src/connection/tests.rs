@@ -128,6 +128,23 @@ fn out_of_order_segment_has_entered_when_earlier_bytes_have() {
 }
 
 #[test]
+fn messages_that_arrive_together_are_joined() {
+    let mut log = opened();
+    for (sequence, entered) in [(0, 100), (1, 104), (2, 108), (3, 113)] {
+        let from = 48 + 56 * usize::try_from(sequence).unwrap();
+        log.push(entry(WireDirection::Forward, entered, from, &message(sequence, entered), false));
+        let replied = entered + 100 * sequence + 30;
+        log.push(entry(WireDirection::Reverse, replied, from, &message(sequence, replied), false));
+    }
+    let exchanges = single_connection(&log).exchanges(TCP);
+    // The third has a neighbour only before it, and the fourth none within 5 ms.
+    assert_eq!(
+        exchanges.iter().map(MessageExchange::is_joined).collect::<Vec<_>>(),
+        [true, true, true, false]
+    );
+}
+
+#[test]
 fn delayed_message_counts_from_its_scheduled_departure() {
     let mut log = opened();
     log.push(entry(WireDirection::Forward, 400, 48, &message(0, 100), false));
