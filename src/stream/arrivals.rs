@@ -15,9 +15,9 @@ use tokio::net::TcpStream;
 use super::kernel;
 use crate::clock::Clock;
 
-/// A timestamp that is this much older than the read is checked for reordering. Chosen: a segment that waits
-/// for a missing one waits for at least one RTT, and shorter RTTs are not worth a system call.
-const SUSPECT_AGE: Duration = Duration::from_millis(1);
+/// A younger timestamp is believed whatever the order of the segments. Chosen: a segment that waits for a
+/// missing one waits for at least one RTT, and on shorter ones the error is as small.
+const WAIT_MIN: Duration = Duration::from_millis(1);
 
 /// Computes arrival times on one connection.
 #[derive(Debug)]
@@ -26,16 +26,16 @@ pub(super) struct Arrivals {
     empty_at: Timestamp,
     /// Arrival time of the previous message.
     latest: Timestamp,
-    /// Out-of-order segments as of the last check.
-    out_of_order: u64,
-    /// Whether more segments arrived out of order since the socket was last empty.
-    is_out_of_order: bool,
+    /// Segments that had arrived out of order by the last read of a message.
+    out_of_order: Option<u64>,
+    /// The same by a moment before the socket was last empty.
+    out_of_order_before: Option<u64>,
 }
 
 impl Arrivals {
     /// Starts with an empty socket at `at`.
     pub(super) fn new(at: Timestamp) -> Self {
-        Self { empty_at: at, latest: at, out_of_order: 0, is_out_of_order: false }
+        Self { empty_at: at, latest: at, out_of_order: Some(0), out_of_order_before: Some(0) }
     }
 
     /// Reads available data into `buffer`, as [`kernel::receive`] does, if the runtime reports the socket as
@@ -50,7 +50,7 @@ impl Arrivals {
             let received = kernel::receive(stream, buffer);
             if received.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
                 self.empty_at = read_at;
-                self.is_out_of_order = false;
+                self.out_of_order_before = self.out_of_order;
             }
             received
         })
@@ -65,11 +65,10 @@ impl Arrivals {
         clock: &mut Clock,
     ) -> (Timestamp, TimestampSource) {
         let (now, _) = clock.read();
+        self.out_of_order = kernel::out_of_order(stream);
         let timestamped = timestamp.map(|timestamp| clock.monotonic_of(timestamp, self.empty_at, now));
         let (at, by) = match timestamped {
-            Some(at) if !self.is_misleading(stream, at.max(self.latest), now) => {
-                (at, TimestampSource::Kernel)
-            }
+            Some(at) if !self.is_misleading(at.max(self.latest), now) => (at, TimestampSource::Kernel),
             Some(_) | None => (now, TimestampSource::User),
         };
         // Messages are in order: none arrives before its predecessor.
@@ -78,15 +77,10 @@ impl Arrivals {
     }
 
     /// Whether a timestamp may be earlier than the arrival of preceding data that was missing.
-    fn is_misleading(&mut self, stream: &TcpStream, at: Timestamp, now: Timestamp) -> bool {
-        if now.since(at) < SUSPECT_AGE {
+    fn is_misleading(&self, at: Timestamp, now: Timestamp) -> bool {
+        if now.since(at) < WAIT_MIN {
             return false;
         }
-        if at < self.empty_at {
-            return true;
-        }
-        let out_of_order = kernel::out_of_order(stream).unwrap_or(self.out_of_order);
-        self.is_out_of_order |= out_of_order != std::mem::replace(&mut self.out_of_order, out_of_order);
-        self.is_out_of_order
+        at < self.empty_at || self.out_of_order != self.out_of_order_before
     }
 }
