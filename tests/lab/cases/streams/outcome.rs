@@ -121,8 +121,10 @@ impl StreamOutcome<'_> {
         let ProbeProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
         // Tolerance above the true time: for one message, and in the sum.
         let allowed = |exchange: &MessageExchange| match protocol {
-            MessageProtocol::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
-            MessageProtocol::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
+            MessageProtocol::Tcp { .. } => {
+                let most = TIME_ERROR + exchange.lateness_max(WAKE_UP_MAX);
+                (most, most)
+            }
             MessageProtocol::WebSocket { .. } => (WAKE_UP_MAX, WAKE_UP),
         };
         let unsent = self.count("unsent_total", &[]);

@@ -215,13 +215,18 @@ impl MessageExchange {
         Some((from.saturating_sub(self.scheduled_at), to.saturating_sub(self.scheduled_at)))
     }
 
-    /// Whether the delivery of the message or of its reply was joined with other bytes. The program then may
-    /// know the arrival time only from when it read the bytes.
+    /// How much later than it arrived a program may take the message, or its reply, to have arrived: it does
+    /// not trust the timestamps of joined bytes, and knows only when it read them. The responder had read the
+    /// message when it replied; the client reads a reply within `wake_up_max`.
     #[must_use]
-    pub fn is_joined(&self) -> bool {
-        [self.to_server, self.to_client]
-            .iter()
-            .any(|transfer| transfer.arrived.is_some_and(|arrival| arrival.is_joined))
+    pub fn lateness_max(&self, wake_up_max: u64) -> u64 {
+        let is_joined = |transfer: Transfer| transfer.arrived.is_some_and(|arrival| arrival.is_joined);
+        let reached = self.to_server.arrived.map_or(0, |arrival| arrival.at.0);
+        let replied_after = self.reply_sent_at.map_or(0, |at| at.saturating_sub(reached));
+        // What arrived before a late read was read together with the message.
+        let is_doubtful = is_joined(self.to_server) || replied_after > PROMPT_SEND_MAX;
+        let at_server = if is_doubtful { replied_after } else { 0 };
+        at_server + if is_joined(self.to_client) { wake_up_max } else { 0 }
     }
 
     /// How long the message waited before it entered the wire, if longer than 5 ms.

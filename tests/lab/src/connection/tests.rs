@@ -88,7 +88,9 @@ fn bytes_behind_a_gap_are_delivered_with_the_missing_bytes() {
     let least: Vec<u64> = exchanges.iter().map(|exchange| exchange.round_trip().unwrap().0 / MS).collect();
     assert_eq!(least, [120, 100, 80]);
     assert_eq!(exchanges.iter().map(|exchange| exchange.sequence).collect::<Vec<_>>(), [0, 1, 2]);
-    assert!(exchanges.iter().all(MessageExchange::is_joined));
+    // They were read 0.01 ms after the missing one arrived at 200 ms.
+    let lateness: Vec<u64> = exchanges.iter().map(|exchange| exchange.lateness_max(7 * MS)).collect();
+    assert_eq!(lateness, [7 * MS; 3]);
     let uncertainty = |exchange: &MessageExchange| exchange.round_trip().map(|(least, most)| most - least);
     assert_eq!(exchanges.iter().filter_map(uncertainty).collect::<Vec<_>>(), [20, 20, 20]);
 }
@@ -128,20 +130,17 @@ fn out_of_order_segment_has_entered_when_earlier_bytes_have() {
 }
 
 #[test]
-fn messages_that_arrive_together_are_joined() {
+fn arrival_is_uncertain_until_the_reply_if_others_arrived_within_5_ms() {
     let mut log = opened();
-    for (sequence, entered) in [(0, 100), (1, 104), (2, 108), (3, 113)] {
+    // The third has a neighbour only before it, and the fourth has none.
+    for (sequence, entered, replied) in [(0, 100, 130), (1, 104, 140), (2, 108, 150), (3, 140, 162)] {
         let from = 48 + 56 * usize::try_from(sequence).unwrap();
         log.push(entry(WireDirection::Forward, entered, from, &message(sequence, entered), false));
-        let replied = entered + 100 * sequence + 30;
         log.push(entry(WireDirection::Reverse, replied, from, &message(sequence, replied), false));
     }
     let exchanges = single_connection(&log).exchanges(TCP);
-    // The third has a neighbour only before it, and the fourth none within 5 ms.
-    assert_eq!(
-        exchanges.iter().map(MessageExchange::is_joined).collect::<Vec<_>>(),
-        [true, true, true, false]
-    );
+    let lateness = exchanges.iter().map(|exchange| exchange.lateness_max(7 * MS) / MS);
+    assert_eq!(lateness.collect::<Vec<_>>(), [10, 16, 22, 0]);
 }
 
 #[test]
@@ -151,7 +150,7 @@ fn delayed_message_counts_from_its_scheduled_departure() {
     // The responder's 80 ms do not count; the 20 ms that its reply waited do.
     log.push(entry(WireDirection::Reverse, 520, 48, &message(0, 500), false));
     let exchanges = single_connection(&log).exchanges(TCP);
-    assert!(!exchanges[0].is_joined());
+    assert_eq!(exchanges[0].lateness_max(0), 80 * MS);
     assert_eq!(exchanges[0].waited(), Some(300 * MS));
     assert_eq!(exchanges[0].round_trip().map(|(least, _)| least), Some(360 * MS));
     assert_eq!(exchanges[0].elapsed().map(|(least, _)| least), Some(440 * MS));
