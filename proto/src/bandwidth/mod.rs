@@ -2,11 +2,15 @@
 //!
 //! A run loads one direction of a path. It needs a lease of the responder ([`lease`]) and bytes of the
 //! budgets of both ends ([`ledger`]), never exceeds its rate ([`rate_cap`]), and ends when it does harm
-//! ([`harm`]). [`throughput`] computes its result.
+//! ([`harm`]). [`throughput`] computes the result of a run over TCP. [`load`] decides what a run of datagrams
+//! sends and counts what arrives; [`dispersion`] and [`delay_growth`] say what that means.
 
+pub mod delay_growth;
+pub mod dispersion;
 pub mod harm;
 pub mod lease;
 pub mod ledger;
+pub mod load;
 pub mod rate_cap;
 pub mod throughput;
 
@@ -41,6 +45,10 @@ pub enum StopReason {
     Delay,
     /// Other traffic was lost.
     Loss,
+    /// Routers marked its datagrams because of congestion (ECN).
+    Congestion,
+    /// The host of the receiver dropped its datagrams.
+    Host,
     /// The lease ended before the run: it was revoked, or its time was over.
     Lease,
     /// The other end stopped answering or closed the connection.
@@ -51,8 +59,17 @@ pub enum StopReason {
 
 impl StopReason {
     /// All reasons.
-    pub const ALL: [Self; 7] =
-        [Self::Bytes, Self::Time, Self::Delay, Self::Loss, Self::Lease, Self::Peer, Self::Operator];
+    pub const ALL: [Self; 9] = [
+        Self::Bytes,
+        Self::Time,
+        Self::Delay,
+        Self::Loss,
+        Self::Congestion,
+        Self::Host,
+        Self::Lease,
+        Self::Peer,
+        Self::Operator,
+    ];
 
     /// The value of the label and of the JSON field `stop_reason`.
     #[must_use]
@@ -62,6 +79,8 @@ impl StopReason {
             Self::Time => "time",
             Self::Delay => "delay",
             Self::Loss => "loss",
+            Self::Congestion => "congestion",
+            Self::Host => "host",
             Self::Lease => "lease",
             Self::Peer => "peer",
             Self::Operator => "operator",

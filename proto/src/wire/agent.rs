@@ -11,6 +11,8 @@ use super::{DecodeError, put, require, u32_at};
 pub enum AgentKind {
     /// A [`Goodbye`](super::Goodbye).
     Goodbye,
+    /// A datagram of a bandwidth run ([`load`](super::load)).
+    Load,
 }
 
 /// Length of the header in bytes.
@@ -23,6 +25,7 @@ impl AgentKind {
     const fn number(self) -> u8 {
         match self {
             Self::Goodbye => 1,
+            Self::Load => 2,
         }
     }
 
@@ -40,7 +43,7 @@ impl AgentKind {
         if datagram[4] != VERSION {
             return Err(DecodeError::Version { found: datagram[4], supported: VERSION });
         }
-        let known = [Self::Goodbye].into_iter().find(|kind| kind.number() == datagram[5]);
+        let known = [Self::Goodbye, Self::Load].into_iter().find(|kind| kind.number() == datagram[5]);
         known.ok_or(UNRECOGNIZED)
     }
 

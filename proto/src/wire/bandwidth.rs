@@ -17,6 +17,11 @@
 //!                   in milliseconds: 36 u32 busy   40 u32 limited by the window   44 u32 by the buffer
 //!                  48 text: the congestion control
 //! kind 6 stop       number: why
+//! kind 7 load       result of a receiver of datagrams. number: why it ended, plus 256 if its host dropped some
+//!                   8 u64 bytes   16 u64 nanoseconds   24 u32 congestion marks
+//!                  28 i32 growth of the delay in microseconds, -2³¹ if unknown
+//!                  in bytes per second, 0 if unknown: 32 u64 rate of the trains   40 u64 at least
+//!                  48 u64 at most   56 u64 after a burst
 //! ```
 //!
 //! The keys are derived from the secret of the lease, one for each end. The secret is in the response to the
@@ -25,7 +30,9 @@
 
 use super::{DecodeError, array, put, require, u16_at, u32_at, u64_at};
 use crate::bandwidth::StopReason;
+use crate::bandwidth::dispersion::Dispersion;
 use crate::bandwidth::lease::LeaseId;
+use crate::bandwidth::load::LoadResult;
 use crate::key::Key;
 
 /// Length of a message in bytes.
@@ -39,6 +46,8 @@ const VERSION: u8 = 1;
 const TEXT_AT: usize = 48;
 const TAG_AT: usize = 64;
 const TAG_BYTES: usize = 16;
+/// Added to the number of a load message if the host of the receiver dropped datagrams.
+const HOST_LIMITED: u16 = 256;
 
 /// Whether the first bytes of a connection are those of a bandwidth run.
 #[must_use]
@@ -102,8 +111,10 @@ pub struct RunResult {
     pub bytes: u64,
     /// Nanoseconds from the start to the end.
     pub nanos: u64,
-    /// Sender's statistics; zeros from a receiver.
+    /// Statistics of the sender of a connection; zeros from a receiver.
     pub sender: SenderStatistics,
+    /// What a receiver of datagrams has measured; `None` from all others.
+    pub load: Option<LoadResult>,
 }
 
 /// What the kernel of the sender counted, over all data connections.
@@ -184,7 +195,10 @@ impl RunMessage {
             Self::Activated { status, .. } => (2, status.code()),
             Self::Start => (3, 0),
             Self::Progress { .. } => (4, 0),
-            Self::Result(result) => (5, code_of(result.reason)),
+            Self::Result(RunResult { reason, load: None, .. }) => (5, code_of(*reason)),
+            Self::Result(RunResult { reason, load: Some(load), .. }) => {
+                (7, code_of(*reason) | if load.is_host_limited { HOST_LIMITED } else { 0 })
+            }
             Self::Stop(reason) => (6, code_of(*reason)),
         };
         put(&mut out, 0, &MAGIC.to_be_bytes());
@@ -198,7 +212,19 @@ impl RunMessage {
                 put(&mut out, 8, &bytes.to_be_bytes());
                 put(&mut out, 16, &nanos.to_be_bytes());
             }
-            Self::Result(RunResult { bytes, nanos, sender, .. }) => {
+            Self::Result(RunResult { bytes, nanos, load: Some(load), .. }) => {
+                put(&mut out, 8, &bytes.to_be_bytes());
+                put(&mut out, 16, &nanos.to_be_bytes());
+                put(&mut out, 24, &load.congestion_marks.to_be_bytes());
+                put(&mut out, 28, &load.delay_growth.unwrap_or(i32::MIN).to_be_bytes());
+                if let Some(Dispersion { rate, low, high, sustained }) = load.dispersion {
+                    let rates = [rate.unwrap_or(0), low, high.unwrap_or(0), sustained.unwrap_or(0)];
+                    for (rate, at) in rates.into_iter().zip((32..).step_by(8)) {
+                        put(&mut out, at, &rate.to_be_bytes());
+                    }
+                }
+            }
+            Self::Result(RunResult { bytes, nanos, sender, load: None, .. }) => {
                 put(&mut out, 8, &bytes.to_be_bytes());
                 put(&mut out, 16, &nanos.to_be_bytes());
                 put(&mut out, 24, &sender.bytes_retransmitted.to_be_bytes());
@@ -255,9 +281,32 @@ impl RunMessage {
                     congestion_control: String::from_utf8_lossy(name).into_owned(),
                 };
                 let (bytes, nanos) = (u64_at(bytes, 8), u64_at(bytes, 16));
-                Ok(Self::Result(RunResult { reason: reason()?, bytes, nanos, sender }))
+                Ok(Self::Result(RunResult { reason: reason()?, bytes, nanos, sender, load: None }))
             }
             6 => Ok(Self::Stop(reason()?)),
+            7 => {
+                let known = |at: usize| Some(u64_at(bytes, at)).filter(|rate| *rate > 0);
+                let dispersion = known(40).map(|low| Dispersion {
+                    rate: known(32),
+                    low,
+                    high: known(48),
+                    sustained: known(56),
+                });
+                let delay_growth = i32::from_be_bytes(array(bytes, 28));
+                let load = LoadResult {
+                    congestion_marks: u32_at(bytes, 24),
+                    is_host_limited: number & HOST_LIMITED != 0,
+                    delay_growth: Some(delay_growth).filter(|growth| *growth > i32::MIN),
+                    dispersion,
+                };
+                Ok(Self::Result(RunResult {
+                    reason: reason_of(number & !HOST_LIMITED).ok_or(UNRECOGNIZED)?,
+                    bytes: u64_at(bytes, 8),
+                    nanos: u64_at(bytes, 16),
+                    sender: SenderStatistics::default(),
+                    load: Some(load),
+                }))
+            }
             _ => Err(UNRECOGNIZED),
         }
     }
@@ -285,6 +334,8 @@ const fn code_of(reason: StopReason) -> u16 {
         StopReason::Lease => 5,
         StopReason::Peer => 6,
         StopReason::Operator => 7,
+        StopReason::Congestion => 8,
+        StopReason::Host => 9,
     }
 }
 
@@ -312,8 +363,28 @@ mod tests {
             bytes: 1 << 40,
             nanos: 1_000_000_007,
             sender,
+            load: None,
         })
     }
+
+    fn load(load: LoadResult) -> RunMessage {
+        RunMessage::Result(RunResult {
+            reason: StopReason::Host,
+            bytes: 5,
+            nanos: 6,
+            sender: SenderStatistics::default(),
+            load: Some(load),
+        })
+    }
+
+    const DISPERSION: Dispersion =
+        Dispersion { rate: Some(0x11), low: 0x12, high: Some(0x13), sustained: Some(0x14) };
+    const LOAD: LoadResult = LoadResult {
+        congestion_marks: 0x15,
+        is_host_limited: true,
+        delay_growth: Some(-2),
+        dispersion: Some(DISPERSION),
+    };
 
     fn messages() -> Vec<RunMessage> {
         let lease = LeaseId(0x0102_0304_0506_0708);
@@ -323,6 +394,12 @@ mod tests {
             RunMessage::Start,
             RunMessage::Progress { bytes: 12_345_678_901, nanos: 250_000_000 },
             result(),
+            load(LOAD),
+            load(LoadResult::default()),
+            load(LoadResult {
+                dispersion: Some(Dispersion { rate: None, high: None, sustained: None, ..DISPERSION }),
+                ..LOAD
+            }),
         ];
         messages.extend(ActivationStatus::ALL.map(|status| RunMessage::Activated { lease, status }));
         messages.extend(StopReason::ALL.map(RunMessage::Stop));
@@ -349,6 +426,10 @@ mod tests {
         let hex: String = bytes[..64].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expected.replace(' ', ""));
         assert_eq!(bytes[64..], [0; 16]);
+        let hex: String = load(LOAD).encode()[..64].iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = "706d6277 01 07 0109 0000000000000005 0000000000000006 00000015 fffffffe\
+                        0000000000000011 0000000000000012 0000000000000013 0000000000000014";
+        assert_eq!(hex, expected.replace(' ', ""));
         assert!(is_bandwidth(&bytes) && !is_bandwidth(b"pmst") && !is_bandwidth(b"pmb"));
     }
 
@@ -390,7 +471,7 @@ mod tests {
         }
         assert_eq!(changed(4, 2), Err(DecodeError::Version { found: 2, supported: 1 }));
         let unrecognized = Err(DecodeError::Unrecognized { field: "message of a bandwidth run" });
-        for (at, byte) in [(0, 0), (5, 0), (5, 7), (7, 0), (7, 8), (6, 1), (48, b'\n'), (52, 0xff)] {
+        for (at, byte) in [(0, 0), (5, 0), (5, 8), (7, 0), (7, 10), (6, 1), (48, b'\n'), (52, 0xff)] {
             assert_eq!(changed(at, byte), unrecognized, "byte {at}");
         }
         let mut activate = RunMessage::Activate { lease: LeaseId(1), connection: 1 }.encode();

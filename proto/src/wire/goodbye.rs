@@ -56,6 +56,7 @@ impl Goodbye {
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
         match AgentKind::read(bytes)? {
             AgentKind::Goodbye => {}
+            AgentKind::Load => return Err(DecodeError::Unrecognized { field: "goodbye" }.into()),
         }
         let name_end = Self::NAME_AT + usize::from(u16_at(bytes, 6));
         require(bytes, name_end + Self::TAG_BYTES, "goodbye")?;
@@ -130,7 +131,9 @@ mod tests {
         };
         let unrecognized =
             GoodbyeError::Decode(DecodeError::Unrecognized { field: "datagram of the agent port" });
-        assert_eq!([changed(0, 9), changed(5, 2)], [unrecognized; 2]);
+        assert_eq!([changed(0, 9), changed(5, 9)], [unrecognized; 2]);
+        let other = GoodbyeError::Decode(DecodeError::Unrecognized { field: "goodbye" });
+        assert_eq!(changed(5, 2), other, "a datagram of a bandwidth run");
         assert_eq!(changed(4, 2), GoodbyeError::Decode(DecodeError::Version { found: 2, supported: 1 }));
         assert_eq!(changed(7, 4), GoodbyeError::Name, "excess bytes");
         let truncated = DecodeError::Truncated { field: "goodbye", len: 45, needs: 46 };

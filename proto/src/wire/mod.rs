@@ -5,6 +5,7 @@ pub mod bandwidth;
 mod goodbye;
 pub mod icmp;
 pub mod icmp_extensions;
+pub mod load;
 mod message;
 mod ntp;
 pub mod quoted_header;

@@ -9,6 +9,8 @@
 
 mod conservation;
 mod corpus;
+mod delay_growth;
+mod dispersion;
 mod enumerator;
 mod forged;
 #[path = "../fuzzed/mod.rs"]

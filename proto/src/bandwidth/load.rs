@@ -1,0 +1,396 @@
+//! The load of a run over UDP: what is sent when, and what arrives.
+
+use std::time::Duration;
+
+use super::StopReason;
+use super::delay_growth::DelayGrowth;
+use super::dispersion::{Dispersion, TrainArrival, Trains};
+use super::rate_cap::RateCap;
+use crate::schedule::mix;
+use crate::stats::{ArrivalOrder, ReceivedSequences};
+use crate::time::{Timestamp, nanos};
+use crate::wire::load::{Load, TrainPlace};
+
+/// Payload of a datagram of the load in bytes. Chosen: what every path carries (QUIC, RFC 9000 section 14.1).
+pub const DATAGRAM_BYTES: usize = 1_200;
+
+/// Maximum datagrams that are sent with one system call. Chosen: below 64 KiB with their headers.
+pub const BATCH_MAX: u16 = 50;
+
+/// What a run sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// Trains of datagrams back to back, with pauses: short ones, then a long one.
+    Trains {
+        /// Number of short trains.
+        short: u16,
+        /// Datagrams of the last train; 0: there is none.
+        long: u16,
+    },
+    /// Datagrams at a constant rate.
+    Steady {
+        /// Bytes of payload per second.
+        bytes_per_second: u64,
+    },
+}
+
+/// Datagrams of a short train, and number of short trains. Chosen: five dispersions, and half of 300 kB.
+const SHORT: u16 = 20;
+const SHORT_TRAINS: u16 = 5;
+
+/// Pause between two trains: at least this, and at most twice as much. Chosen: a short train has left a link
+/// of 5 Mbit/s by then.
+const TRAIN_PAUSE: Duration = Duration::from_millis(40);
+
+/// How far ahead of a steady rate datagrams may be sent. Chosen: the shortest pause that a busy host keeps.
+const STEADY_BURST: Duration = Duration::from_millis(1);
+
+impl Pattern {
+    /// The trains of a run that may send `bytes` of payload.
+    #[must_use]
+    pub fn trains(bytes: u64) -> Self {
+        let datagrams = u16::try_from(bytes / DATAGRAM_BYTES as u64).unwrap_or(u16::MAX);
+        let short = (datagrams / SHORT).min(SHORT_TRAINS);
+        Self::Trains { short, long: datagrams - short * SHORT }
+    }
+}
+
+/// Decides what a run sends.
+#[derive(Debug, Clone)]
+pub struct LoadSender {
+    pattern: Pattern,
+    cap: Option<RateCap>,
+    start: Timestamp,
+    end: Timestamp,
+    /// Datagrams that may still be sent.
+    left: u64,
+    sequence: u32,
+    train: u16,
+    position: u16,
+    /// Datagrams of the current train; 0: it has not begun.
+    length: u16,
+    /// When the next train may begin.
+    next_train: Timestamp,
+    /// Datagrams that the cap has admitted and that were not sent yet.
+    admitted: u16,
+}
+
+/// What a sender does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadStep {
+    /// Send so many datagrams at once, and call [`LoadSender::sent`].
+    Send {
+        /// The head of the first one. Sequence number and position increase by one for each.
+        first: Load,
+        /// Their number, at most [`BATCH_MAX`].
+        count: u16,
+    },
+    /// Nothing is to be sent before this time.
+    Wait(Timestamp),
+    /// Everything was sent, or the time is over.
+    Finished(StopReason),
+}
+
+impl LoadSender {
+    /// A sender that begins at `start`, sends at most `bytes_max` bytes of payload, at most `rate_max` of them
+    /// per second, and ends after `duration`.
+    #[must_use]
+    pub fn new(
+        pattern: Pattern,
+        bytes_max: u64,
+        rate_max: Option<u64>,
+        duration: Duration,
+        start: Timestamp,
+    ) -> Self {
+        let (rate, burst) = match pattern {
+            // A train is sent at once if it is within the cap of 100 ms.
+            Pattern::Trains { .. } => (rate_max, Duration::from_secs(1)),
+            Pattern::Steady { bytes_per_second } => {
+                (Some(rate_max.map_or(bytes_per_second, |max| max.min(bytes_per_second))), STEADY_BURST)
+            }
+        };
+        Self {
+            pattern,
+            cap: rate.map(|rate| RateCap::new(rate, burst, start)),
+            start,
+            end: start + duration,
+            left: bytes_max / DATAGRAM_BYTES as u64,
+            sequence: 0,
+            train: 0,
+            position: 0,
+            length: 0,
+            next_train: start,
+            admitted: 0,
+        }
+    }
+
+    /// What to do next.
+    pub fn step(&mut self, now: Timestamp) -> LoadStep {
+        if now >= self.end {
+            return LoadStep::Finished(StopReason::Time);
+        }
+        if self.left == 0 {
+            return LoadStep::Finished(StopReason::Bytes);
+        }
+        match self.pattern {
+            Pattern::Trains { short, long } => self.step_train(now, short, long),
+            Pattern::Steady { .. } => self.step_steady(now),
+        }
+    }
+
+    fn step_train(&mut self, now: Timestamp, short: u16, long: u16) -> LoadStep {
+        if self.position == self.length {
+            if now < self.next_train {
+                return LoadStep::Wait(self.next_train);
+            }
+            let wanted = if self.train < short {
+                SHORT
+            } else if self.train == short {
+                long
+            } else {
+                0
+            };
+            // A train that the cap does not admit as a whole is shorter.
+            let whole = self.cap.as_ref().map_or(u64::MAX, |cap| cap.window_bytes() / DATAGRAM_BYTES as u64);
+            let length = u16::try_from(whole.min(self.left).min(wanted.into())).unwrap_or(wanted);
+            if length == 0 {
+                return LoadStep::Finished(StopReason::Bytes);
+            }
+            let bytes = u64::from(length) * DATAGRAM_BYTES as u64;
+            if let Some(Err(again)) = self.cap.as_mut().map(|cap| cap.take(now, bytes)) {
+                return LoadStep::Wait(again.unwrap_or(Timestamp::NEVER));
+            }
+            (self.length, self.position) = (length, 0);
+        }
+        let TrainPlace { train, position, length } =
+            TrainPlace { train: self.train, position: self.position, length: self.length };
+        LoadStep::Send {
+            first: self.load(now, Some(TrainPlace { train, position, length })),
+            count: (length - position).min(BATCH_MAX),
+        }
+    }
+
+    fn step_steady(&mut self, now: Timestamp) -> LoadStep {
+        let most = u16::try_from(self.left).unwrap_or(BATCH_MAX).min(BATCH_MAX);
+        let mut wait = None;
+        while self.admitted < most {
+            match self.cap.as_mut().map_or(Ok(()), |cap| cap.take(now, DATAGRAM_BYTES as u64)) {
+                Ok(()) => self.admitted += 1,
+                Err(again) => {
+                    wait = again;
+                    break;
+                }
+            }
+        }
+        match self.admitted {
+            0 => LoadStep::Wait(wait.unwrap_or(self.end).min(self.end)),
+            count => LoadStep::Send { first: self.load(now, None), count },
+        }
+    }
+
+    fn load(&self, now: Timestamp, place: Option<TrainPlace>) -> Load {
+        Load { sequence: self.sequence, sent_at: nanos(now.since(self.start)), place }
+    }
+
+    /// So many datagrams of the last step were sent: as many as the kernel has accepted.
+    pub fn sent(&mut self, count: u16) {
+        self.left = self.left.saturating_sub(count.into());
+        self.sequence = self.sequence.wrapping_add(count.into());
+        match self.pattern {
+            Pattern::Trains { .. } => {
+                self.position = self.position.saturating_add(count).min(self.length);
+                if self.position == self.length {
+                    self.train = self.train.saturating_add(1);
+                    (self.position, self.length) = (0, 0);
+                    // Not in step with anything periodic on the path.
+                    let more = mix(u64::from(self.sequence) ^ self.start.as_nanos()) % nanos(TRAIN_PAUSE);
+                    let sent_by = self.next_train.max(self.start);
+                    self.next_train = sent_by + TRAIN_PAUSE + Duration::from_nanos(more);
+                }
+            }
+            Pattern::Steady { .. } => self.admitted = self.admitted.saturating_sub(count),
+        }
+    }
+
+    /// Bytes of payload that were sent.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.sequence) * DATAGRAM_BYTES as u64
+    }
+}
+
+/// Counts what arrives of a load.
+#[derive(Debug, Clone, Default)]
+pub struct LoadReceiver {
+    received: Option<ReceivedSequences>,
+    bytes: u64,
+    congestion_marks: u32,
+    trains: Trains,
+    delays: DelayGrowth,
+}
+
+/// What a receiver has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LoadResult {
+    /// Datagrams that a router marked because of congestion (ECN CE, RFC 3168).
+    pub congestion_marks: u32,
+    /// Whether the host of the receiver dropped datagrams: it is slower than the path.
+    pub is_host_limited: bool,
+    /// How much longer datagrams took at the end than at the beginning, in microseconds; `None`: too few
+    /// arrived.
+    pub delay_growth: Option<i32>,
+    /// What the trains tell; `None`: nothing, or there were none.
+    pub dispersion: Option<Dispersion>,
+}
+
+impl LoadReceiver {
+    /// Counts a datagram. `ecn`: the two lowest bits of its type of service.
+    pub fn received(&mut self, load: Load, bytes: usize, ecn: u8, at: Timestamp) {
+        let order = match &mut self.received {
+            Some(received) => received.add(load.sequence),
+            None => {
+                self.received = Some(ReceivedSequences::new(load.sequence));
+                ArrivalOrder::InOrder
+            }
+        };
+        match order {
+            ArrivalOrder::InOrder | ArrivalOrder::Reordered => {}
+            ArrivalOrder::Duplicate | ArrivalOrder::Ancient => return,
+        }
+        self.bytes += bytes as u64;
+        self.congestion_marks += u32::from(ecn == CE);
+        self.delays.add(load.sent_at, at);
+        if let Some(place) = load.place {
+            self.trains.add(TrainArrival { place, sent_at: load.sent_at, at });
+        }
+    }
+
+    /// Bytes of payload that have arrived, without duplicates.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What was measured so far. `is_host_limited`: whether the host has dropped datagrams.
+    #[must_use]
+    pub fn result(&self, is_host_limited: bool) -> LoadResult {
+        LoadResult {
+            congestion_marks: self.congestion_marks,
+            is_host_limited,
+            delay_growth: self.delays.growth().map(|nanos| i32::try_from(nanos / 1_000).unwrap_or(i32::MAX)),
+            dispersion: self.trains.dispersion(DATAGRAM_BYTES as u64),
+        }
+    }
+}
+
+/// The codepoint of ECN that says that congestion was experienced.
+const CE: u8 = 0b11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_nanos(7_000_000_000);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Sends everything to a receiver on the same host, with pauses of the host. Returns the reason of the
+    /// end, and the times and lengths of the batches.
+    fn run(mut sender: LoadSender, receiver: &mut LoadReceiver, seed: u64) -> (StopReason, Vec<(u64, u16)>) {
+        let (mut now, mut batches) = (START, Vec::new());
+        for step in 0.. {
+            match sender.step(now) {
+                LoadStep::Finished(reason) => return (reason, batches),
+                LoadStep::Wait(until) => {
+                    assert!(until > now, "no progress");
+                    now = until + Duration::from_nanos(mix(seed ^ step) % 700_000 * (seed % 2));
+                }
+                LoadStep::Send { first, count } => {
+                    assert!((1..=BATCH_MAX).contains(&count));
+                    // The kernel does not always accept all of them.
+                    let accepted = if seed.is_multiple_of(3) { count } else { count.div_ceil(2) };
+                    for index in 0..accepted {
+                        let place =
+                            first.place.map(|place| TrainPlace { position: place.position + index, ..place });
+                        let load = Load { sequence: first.sequence + u32::from(index), place, ..first };
+                        receiver.received(load, DATAGRAM_BYTES, 0, now);
+                    }
+                    batches.push((now.as_nanos(), accepted));
+                    sender.sent(accepted);
+                    assert_eq!(sender.bytes(), receiver.bytes());
+                }
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn steady_load_has_its_rate_and_never_more() {
+        for rate in [125_000, 1_250_000, 125_000_000, 1_250_000_000] {
+            for seed in 0..20 {
+                let pattern = Pattern::Steady { bytes_per_second: rate };
+                let mut receiver = LoadReceiver::default();
+                let sender = LoadSender::new(pattern, u64::MAX, None, SECOND, START);
+                let (reason, batches) = run(sender, &mut receiver, seed);
+                assert_eq!(reason, StopReason::Time);
+                let bytes = receiver.bytes();
+                assert!(bytes <= rate && bytes * 100 >= rate * 90, "{rate} {seed}: {bytes}");
+                let in_window = |from: u64| -> u64 {
+                    let within = batches.iter().filter(|(at, _)| (from..from + 100_000_000).contains(at));
+                    within.map(|(_, count)| u64::from(*count) * DATAGRAM_BYTES as u64).sum()
+                };
+                let step = (batches.len() / 200).max(1);
+                let worst = batches.iter().step_by(step).map(|(at, _)| in_window(*at)).max().unwrap();
+                assert!(worst <= rate / 10, "{rate} {seed}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn trains_are_sent_at_once_and_within_the_cap() {
+        for (rate_max, bytes, expected) in [
+            (None, 300_000, vec![20, 20, 20, 20, 20, 150]),
+            (None, 130_000, vec![20, 20, 20, 20, 20, 8]),
+            (None, 100_000, vec![20, 20, 20, 20, 3]),
+            // 40 datagrams in 100 ms.
+            (Some(480_000), 300_000, vec![20, 20, 20, 20, 20, 40]),
+        ] {
+            for seed in 0..6 {
+                let mut receiver = LoadReceiver::default();
+                let sender = LoadSender::new(Pattern::trains(bytes), bytes, rate_max, 5 * SECOND, START);
+                let (reason, batches) = run(sender, &mut receiver, seed);
+                assert_eq!(reason, StopReason::Bytes);
+                let trains = batches.chunk_by(|a, b| a.0 == b.0);
+                let lengths: Vec<u16> =
+                    trains.map(|train| train.iter().map(|(_, count)| count).sum()).collect();
+                assert_eq!(lengths, expected, "{rate_max:?} {bytes}");
+                let begins: Vec<u64> = batches.chunk_by(|a, b| a.0 == b.0).map(|train| train[0].0).collect();
+                assert!(begins.windows(2).all(|pair| pair[1] - pair[0] >= 40_000_000), "{begins:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn run_ends_with_its_bytes_or_its_time() {
+        let pattern = Pattern::Steady { bytes_per_second: 12_000_000 };
+        let mut receiver = LoadReceiver::default();
+        let sender = LoadSender::new(pattern, 600_000, None, SECOND, START);
+        assert_eq!(run(sender, &mut receiver, 0).0, StopReason::Bytes);
+        assert_eq!(receiver.bytes(), 600_000);
+        let nothing = LoadSender::new(pattern, 1_199, None, SECOND, START);
+        assert_eq!(run(nothing, &mut LoadReceiver::default(), 0).0, StopReason::Bytes);
+    }
+
+    #[test]
+    fn repeated_datagrams_do_not_count() {
+        let mut receiver = LoadReceiver::default();
+        for sequence in [0, 1, 1, 3, 2, 3, 0] {
+            let ecn = u8::try_from(sequence).unwrap();
+            receiver.received(Load { sequence, ..Load::default() }, 100, ecn, START);
+        }
+        assert_eq!(receiver.bytes(), 400);
+        assert_eq!(
+            receiver.result(true),
+            LoadResult { congestion_marks: 1, is_host_limited: true, ..LoadResult::default() }
+        );
+    }
+}
