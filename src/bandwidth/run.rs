@@ -9,7 +9,7 @@ use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::bandwidth::throughput::Progress;
 
 use super::latency::{CHECK_INTERVAL, LatencyWatch};
-use crate::bulk::{BulkConnections, RunError, RunOutcome, TcpRun};
+use crate::bulk::{BulkThreads, Run, RunError, RunOutcome};
 
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +38,8 @@ struct LiveRun {
 /// # Errors
 /// [`MeasureError`] if the run did not begin.
 pub async fn measure(
-    run: TcpRun,
-    threads: &BulkConnections,
+    run: Run,
+    threads: &Arc<BulkThreads>,
     watch: &mut LatencyWatch,
     mut supervise: impl FnMut(Progress) -> Option<StopReason> + Send + 'static,
     mut on_progress: impl FnMut(Progress, Option<Duration>),
@@ -53,7 +53,7 @@ pub async fn measure(
         let own = supervise(progress);
         live.stop.or(own)
     };
-    let mut running = threads.runtime()?.spawn(run.run(supervised));
+    let mut running = threads.runtime()?.spawn(run.run(Arc::clone(threads), supervised));
     // The run ends with this future.
     let _abort = AbortOnDrop(running.abort_handle());
     let mut ticker = tokio::time::interval(CHECK_INTERVAL);

@@ -18,7 +18,8 @@ use super::latency::{LatencyWatch, PathEchoes};
 use super::plan::{BandwidthPlan, DirectionSeries};
 use super::run::measure;
 use crate::bulk::{
-    Bulk, Grant, LeaseAnswer, LeaseClient, LeaseRequest, RefusalReason, RunOutcome, TcpRun, repeat_after,
+    Bulk, Grant, LeaseAnswer, LeaseClient, LeaseRequest, RefusalReason, Run, RunMethod, RunOutcome,
+    repeat_after,
 };
 use crate::clock::Clock;
 use crate::metrics::bandwidth::{BandwidthSeries, FailureReason, LastRun, RunLatency, SkipReason};
@@ -171,14 +172,14 @@ impl BandwidthTask {
         let (lease, secret) = grant.decode().ok_or(FAILED)?;
         // The lease ends before only if an operator stops all runs or switches them off.
         self.bulk.leases.attach(own, 0).map_err(|_| NoRun::Skipped(SkipReason::Disabled))?;
-        let run = TcpRun {
+        let run = Run {
             to: self.plan.to,
             source: self.plan.source,
             dscp: self.plan.dscp,
             lease,
             secret,
             direction,
-            streams: bandwidth.streams,
+            method: RunMethod::of(&self.request(direction)).ok_or(FAILED)?,
             bytes_max: grant.bytes_max,
             duration: bandwidth.time,
             rate_max: grant.rate_bytes_per_second,

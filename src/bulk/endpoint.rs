@@ -1,25 +1,18 @@
 //! One end of a run: it sends or receives on the data connections, and exchanges messages with the other end.
 
-use std::io;
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use nix::sys::socket::{getsockopt, sockopt::TcpCongestion};
 use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::wire::bandwidth::{RunMessage, RunResult, SenderStatistics};
-use socket2::SockRef;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::control::{Control, ControlError};
-use super::transfer::{self, ByteCount};
+use super::load::ReceivedLoad;
+use super::payload::Payload;
 use crate::clock::Clock;
-use crate::stream::{delivered_bytes, read_tcp_info};
 
 /// What one end of a run does.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +35,8 @@ pub(super) struct EndpointOutcome {
     pub(super) local: RunResult,
     /// The result of the other end; `None` if it was not received.
     pub(super) remote: Option<RunResult>,
-    /// What had arrived at the receiver, in order or not, as the sender knows it by its own clock.
+    /// What had arrived at the receiver: over TCP in order or not, as the sender knows it by its own clock; over
+    /// UDP as the receiver counts it.
     pub(super) samples: Vec<Progress>,
     /// Bytes that this end has passed to its kernel, or received from it.
     pub(super) bytes: u64,
@@ -62,7 +56,8 @@ const LATER: u32 = 100;
 /// twice by then, behind a queue of a second.
 const SILENT_MAX: Duration = Duration::from_secs(4);
 
-/// How long the receiver waits for what is on the way when the time of the run is over.
+/// How long the receiver waits for what is on the way when the time of the run is over. A load over UDP has
+/// arrived when nothing has arrived for this long.
 const DRAIN_AFTER_TIME: Duration = Duration::from_millis(300);
 
 /// How much longer than its time a run may take to deliver what was sent. The lease lasts a second longer.
@@ -82,11 +77,11 @@ const SAMPLES_MAX: usize = 9_000;
 /// has sent or received, until the last byte has arrived, and returns why the run must stop, if it must.
 pub(super) async fn run(
     mut control: Control,
-    data: Vec<TcpStream>,
+    payload: Payload,
     plan: EndpointPlan,
     supervise: impl FnMut(Progress) -> Option<StopReason>,
 ) -> EndpointOutcome {
-    let mut end = Endpoint::new(data, plan);
+    let mut end = Endpoint::new(payload, plan);
     let ending = end.transfer(&mut control, supervise).await;
     end.finish(control, ending).await
 }
@@ -95,14 +90,12 @@ pub(super) async fn run(
 struct Endpoint {
     plan: EndpointPlan,
     start: Timestamp,
-    data: Vec<Arc<TcpStream>>,
-    bytes: Arc<ByteCount>,
-    transfers: JoinSet<io::Result<()>>,
-    /// Bytes that had been delivered before the payload: the messages of the data connections.
-    delivered_before: u64,
+    payload: Payload,
     samples: Vec<Progress>,
-    /// What had arrived when the time of the sender was over. What arrives later is not part of the rate.
-    at_end_of_time: Option<Progress>,
+    /// When the last sample had more bytes than the one before.
+    grown_at: Timestamp,
+    /// The progress when the sender had ended. What arrives later over TCP is not part of the rate.
+    at_end_of_sending: Option<Progress>,
     remote: Option<RunResult>,
 }
 
@@ -123,34 +116,15 @@ struct Draining {
 }
 
 impl Endpoint {
-    /// Begins to send or to receive.
-    fn new(data: Vec<TcpStream>, plan: EndpointPlan) -> Self {
-        let data: Vec<_> = data.into_iter().map(Arc::new).collect();
-        // A receiver reads somewhat faster than the sender may send, so that it limits only one that sends
-        // more.
-        let rate_max = plan.rate_max.map(|rate| if plan.is_sender { rate } else { rate / 4 * 5 });
-        let bytes = Arc::new(ByteCount::new(plan.bytes_max, rate_max));
-        let delivered_before = data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum();
-        let mut transfers = JoinSet::new();
-        for stream in &data {
-            let (stream, bytes) = (Arc::clone(stream), Arc::clone(&bytes));
-            transfers.spawn(async move {
-                match plan.is_sender {
-                    true => transfer::send(&stream, &bytes).await,
-                    false => transfer::receive(&stream, &bytes).await,
-                }
-            });
-        }
-        let (start, samples) = (Clock::now(), vec![Progress::default()]);
+    fn new(payload: Payload, plan: EndpointPlan) -> Self {
+        let start = Clock::now();
         Self {
             plan,
             start,
-            data,
-            bytes,
-            transfers,
-            delivered_before,
-            samples,
-            at_end_of_time: None,
+            payload,
+            samples: vec![Progress::default()],
+            grown_at: start,
+            at_end_of_sending: None,
             remote: None,
         }
     }
@@ -183,20 +157,24 @@ impl Endpoint {
                 _ = ticker.tick() => {
                     let progress = self.progress();
                     let elapsed = progress.at.since(Timestamp::default());
-                    let mut message = progress;
-                    if self.plan.is_sender {
-                        let now = || Progress { bytes: self.delivered(), ..progress };
-                        message = self.at_end_of_time.unwrap_or_else(now);
+                    let message = self.at_end_of_sending.unwrap_or_else(|| self.known(progress));
+                    if self.counts_arrivals() {
                         self.add_sample(message);
                     }
-                    if let Some(reason) = supervise(progress) {
+                    if let Some(reason) = supervise(progress).or_else(|| self.payload.harm()) {
                         return Ending { reason, is_stopped_here: true };
                     }
                     match draining {
-                        Some(Draining { reason, until }) if elapsed >= until => return ended(reason),
-                        None if elapsed >= self.plan.duration && self.plan.is_sender => {
-                            self.at_end_of_time = Some(message);
-                            self.end_sending().await;
+                        Some(Draining { reason, until }) if elapsed >= until || self.has_arrived() => {
+                            return ended(reason);
+                        }
+                        // The sender of a load ends by itself.
+                        None if elapsed >= self.plan.duration
+                            && self.plan.is_sender
+                            && self.payload.is_stream() =>
+                        {
+                            self.at_end_of_sending = Some(message);
+                            self.payload.end_sending().await;
                             let until = self.plan.duration + DRAIN_AFTER_TIME;
                             draining = Some(Draining { reason: StopReason::Time, until });
                         }
@@ -221,14 +199,16 @@ impl Endpoint {
                     }
                     ticks += 1;
                 }
-                Some(joined) = self.transfers.join_next() => match joined {
-                    Ok(Ok(())) if !self.transfers.is_empty() => {}
-                    Ok(Ok(())) if self.plan.is_sender => {
+                result = self.payload.ended() => match result {
+                    Ok(reason) if self.plan.is_sender => {
                         let until = self.plan.duration + DRAIN_AFTER_BYTES;
-                        draining = Some(Draining { reason: StopReason::Bytes, until });
+                        draining = Some(Draining { reason, until });
+                        if !self.payload.is_stream() {
+                            self.at_end_of_sending = Some(self.progress());
+                        }
                     }
-                    Ok(Ok(())) => return ended(StopReason::Bytes),
-                    Ok(Err(_)) | Err(_) => return ended(StopReason::Peer),
+                    Ok(reason) => return ended(reason),
+                    Err(_) => return ended(StopReason::Peer),
                 },
             }
         }
@@ -238,7 +218,7 @@ impl Endpoint {
     fn on_message(&mut self, message: Result<RunMessage, ControlError>) -> Option<StopReason> {
         match message {
             Ok(RunMessage::Progress { bytes, nanos }) => {
-                if !self.plan.is_sender {
+                if !self.counts_arrivals() {
                     self.add_sample(Progress { at: Timestamp::from_nanos(nanos), bytes });
                 }
                 None
@@ -246,8 +226,9 @@ impl Endpoint {
             Ok(RunMessage::Stop(reason)) => Some(self.believed_reason(reason)),
             Ok(RunMessage::Result(mut result)) => {
                 result.reason = self.believed_reason(result.reason);
-                // The sender of a run that ends with its bytes waits until they have arrived.
-                let has_ended = self.plan.is_sender || result.reason != StopReason::Bytes;
+                // The sender of a connection that ends with its bytes waits until they have arrived.
+                let is_drained = self.plan.is_sender || !self.payload.is_stream();
+                let has_ended = is_drained || result.reason != StopReason::Bytes;
                 let reason = has_ended.then_some(result.reason);
                 self.remote = Some(result);
                 reason
@@ -269,6 +250,8 @@ impl Endpoint {
             | StopReason::Time
             | StopReason::Delay
             | StopReason::Loss
+            | StopReason::Congestion
+            | StopReason::Host
             | StopReason::Lease
             | StopReason::Peer
             | StopReason::Operator => reason,
@@ -278,24 +261,22 @@ impl Endpoint {
     /// Ends the connections and exchanges the results.
     async fn finish(mut self, mut control: Control, ending: Ending) -> EndpointOutcome {
         let Ending { reason, is_stopped_here } = ending;
-        let ended = self.progress();
-        let (end, sender) = match self.plan.is_sender {
-            true => {
-                let now = Progress { bytes: self.delivered(), ..ended };
-                (self.at_end_of_time.unwrap_or(now), self.sender_statistics())
-            }
-            false => (ended, SenderStatistics::default()),
-        };
-        let local = RunResult { reason, bytes: end.bytes, nanos: end.at.as_nanos(), sender };
+        // The kernel knows what it knows of connections until they are closed.
+        let of_streams = self.payload.is_stream().then(|| self.result(reason));
         match reason {
             // Everything has arrived, or the sender has ended its connections.
-            StopReason::Bytes | StopReason::Time => {}
-            StopReason::Delay
+            StopReason::Bytes | StopReason::Time if self.payload.is_stream() => {}
+            StopReason::Bytes
+            | StopReason::Time
+            | StopReason::Delay
             | StopReason::Loss
+            | StopReason::Congestion
+            | StopReason::Host
             | StopReason::Lease
             | StopReason::Peer
-            | StopReason::Operator => self.reset().await,
+            | StopReason::Operator => self.payload.stop().await,
         }
+        let local = of_streams.unwrap_or_else(|| self.result(reason));
         let stopped = match is_stopped_here {
             true => control.send(&RunMessage::Stop(reason)).await,
             false => Ok(()),
@@ -315,79 +296,70 @@ impl Endpoint {
             // Without it, the outcome has only what this end knows.
             let _ = timeout(RESULT_WAIT, result).await;
         }
-        self.reset().await;
-        if let Some(sent) = if self.plan.is_sender { Some(&local) } else { self.remote.as_ref() } {
+        self.payload.stop().await;
+        if self.payload.is_stream()
+            && let Some(sent) = if self.plan.is_sender { Some(&local) } else { self.remote.as_ref() }
+        {
             let last = Progress { at: Timestamp::from_nanos(sent.nanos), bytes: sent.bytes };
             self.add_sample(last);
         }
-        let bytes = self.bytes.done();
+        let bytes = self.payload.done();
         EndpointOutcome { local, remote: self.remote, samples: self.samples, bytes }
     }
 
-    /// Sends no more, and ends the connections when the kernel has sent what it has.
-    async fn end_sending(&mut self) {
-        self.transfers.shutdown().await;
-        for stream in &self.data {
-            // It may have ended already.
-            let _ = SockRef::from(&**stream).shutdown(std::net::Shutdown::Write);
-        }
-    }
-
-    /// Closes the data connections. The kernel discards what it has not sent yet.
-    async fn reset(&mut self) {
-        self.transfers.shutdown().await;
-        for stream in self.data.drain(..) {
-            // Without the option the kernel sends the rest.
-            let _ = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+    /// What this end knows when the transfer has ended.
+    fn result(&self, reason: StopReason) -> RunResult {
+        let now = self.progress();
+        let end = self.at_end_of_sending.unwrap_or_else(|| self.known(now));
+        let nanos = end.at.as_nanos();
+        match self.payload.received() {
+            Some(ReceivedLoad { result, span }) => {
+                let (bytes, nanos) = (now.bytes, pathmeter_proto::time::nanos(span));
+                RunResult { reason, bytes, nanos, sender: SenderStatistics::default(), load: Some(result) }
+            }
+            None => {
+                let sender = self.payload.sender_statistics(self.plan.is_sender);
+                RunResult { reason, bytes: end.bytes, nanos, sender, load: None }
+            }
         }
     }
 
     fn progress(&self) -> Progress {
         let at = Timestamp::from_nanos(nanos(Clock::now().since(self.start)));
-        Progress { at, bytes: self.bytes.done() }
+        Progress { at, bytes: self.payload.done() }
     }
 
-    /// Bytes that have arrived at the other end, over all connections.
-    fn delivered(&self) -> u64 {
-        let all: u64 = self.data.iter().filter_map(|stream| delivered_bytes(&**stream)).sum();
-        all.saturating_sub(self.delivered_before)
+    /// What this end tells the other one: the sender of a connection what has arrived, as far as it knows.
+    fn known(&self, progress: Progress) -> Progress {
+        match self.payload.delivered().filter(|_| self.plan.is_sender) {
+            Some(bytes) => Progress { bytes, ..progress },
+            None => progress,
+        }
+    }
+
+    /// Whether this end counts what has arrived: the sender of a connection, and the receiver of a load.
+    fn counts_arrivals(&self) -> bool {
+        self.payload.is_stream() == self.plan.is_sender
+    }
+
+    /// Whether all of a load has arrived, or nothing more of it does.
+    fn has_arrived(&self) -> bool {
+        let arrived = self.samples.last().map_or(0, |last| last.bytes);
+        let is_all = arrived >= self.payload.done();
+        !self.payload.is_stream() && (is_all || Clock::now().since(self.grown_at) > DRAIN_AFTER_TIME)
     }
 
     fn add_sample(&mut self, sample: Progress) {
         if self.samples.last().is_some_and(|last| sample.at < last.at || sample.bytes < last.bytes) {
             return;
         }
+        if self.samples.last().is_none_or(|last| sample.bytes > last.bytes) {
+            self.grown_at = Clock::now();
+        }
         if self.samples.len() >= SAMPLES_MAX {
             self.samples.pop();
         }
         self.samples.push(sample);
-    }
-
-    /// The statistics of the kernel, over all connections.
-    fn sender_statistics(&self) -> SenderStatistics {
-        let mut sum = SenderStatistics::default();
-        let (mut busy, mut window, mut buffer) = (0, 0, 0);
-        for stream in &self.data {
-            if sum.congestion_control.is_empty()
-                && let Ok(name) = getsockopt(&stream.as_fd(), TcpCongestion)
-            {
-                sum.congestion_control = name.to_string_lossy().into_owned();
-            }
-            let Some(info) = read_tcp_info(&**stream) else { continue };
-            let retransmits = u32::try_from(info.retransmits).unwrap_or(u32::MAX);
-            sum.retransmits = sum.retransmits.saturating_add(retransmits);
-            sum.bytes_retransmitted += info.bytes_retransmitted;
-            busy += info.busy;
-            window += info.window_limited;
-            buffer += info.buffer_limited;
-        }
-        let mean_ms = |micros: u64| {
-            let connections = u64::try_from(self.data.len()).unwrap_or(u64::MAX).max(1);
-            u32::try_from(micros / connections / 1_000).unwrap_or(u32::MAX)
-        };
-        (sum.busy_ms, sum.window_limited_ms, sum.buffer_limited_ms) =
-            (mean_ms(busy), mean_ms(window), mean_ms(buffer));
-        sum
     }
 }
 
@@ -398,6 +370,8 @@ impl Draining {
             StopReason::Bytes | StopReason::Time => self.reason,
             StopReason::Delay
             | StopReason::Loss
+            | StopReason::Congestion
+            | StopReason::Host
             | StopReason::Lease
             | StopReason::Peer
             | StopReason::Operator => reason,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use pathmeter_proto::bandwidth::check::{CheckVerdict, CheckedLoad};
+use pathmeter_proto::bandwidth::dispersion::Dispersion;
 use pathmeter_proto::bandwidth::harm::LoadedLatency;
+use pathmeter_proto::bandwidth::load::{DATAGRAM_BYTES, LoadResult};
 use pathmeter_proto::bandwidth::throughput::{SteadyRate, steady_rate};
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::wire::bandwidth::{RunResult, SenderStatistics};
@@ -31,10 +34,23 @@ pub struct RunOutcome {
     pub stop_reason: StopReason,
     /// What limited it.
     pub limited_by: LimitedBy,
-    /// What the kernel of the sender counted.
+    /// What the kernel of the sender counted; zeros over UDP.
     pub sender: SenderStatistics,
+    /// What a run over UDP has measured; `None` over TCP, and if the other end did not say.
+    pub load: Option<LoadOutcome>,
     /// Latency of the path, idle and under this load; `None` if it was not measured.
     pub latency: Option<LoadedLatency>,
+}
+
+/// What a run over UDP has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOutcome {
+    /// Bytes of payload that were sent.
+    pub sent: u64,
+    /// What its receiver has measured.
+    pub result: LoadResult,
+    /// Whether the path carries the rate of a check; `None`: it is none.
+    pub verdict: Option<CheckVerdict>,
 }
 
 /// What limited the throughput of a run.
@@ -137,6 +153,58 @@ impl RunOutcome {
             stop_reason,
             limited_by,
             sender: statistics,
+            load: None,
+            latency: None,
+        }
+    }
+
+    /// The outcome of a run over UDP from what its prober learnt. `rate`: of a check.
+    pub(super) fn of_load(
+        direction: RunDirection,
+        method: Method,
+        rate: Option<u64>,
+        end: EndpointOutcome,
+    ) -> Self {
+        let EndpointOutcome { local, remote, bytes: at_this_end, .. } = end;
+        let stop_reason = stop_reason(&local, remote.as_ref());
+        let (sender, receiver) = match direction {
+            RunDirection::Forward => (Some(&local), remote.as_ref()),
+            RunDirection::Reverse => (remote.as_ref(), Some(&local)),
+        };
+        // The peer may report what it likes, but no more than this end has sent or received.
+        let bytes = receiver.map_or(0, |receiver| receiver.bytes).min(at_this_end);
+        let sent = sender.map_or(0, |sender| sender.bytes).max(bytes);
+        let result = receiver.and_then(|receiver| receiver.load);
+        let span = Duration::from_nanos(receiver.map_or(0, |receiver| receiver.nanos));
+        let load = result.map(|result| {
+            let duration = Duration::from_nanos(sender.map_or(0, |sender| sender.nanos));
+            let checked = rate.map(|rate| CheckedLoad { rate, sent, duration, received: bytes });
+            LoadOutcome { sent, result, verdict: checked.map(|load| CheckVerdict::of(&load, &result)) }
+        });
+        let bytes_per_second = match method {
+            Method::Train => result.and_then(|result| result.dispersion?.rate),
+            // The first datagram begins the time.
+            Method::Tcp | Method::Check => rate_of(bytes.saturating_sub(DATAGRAM_BYTES as u64), span),
+        };
+        let limited_by = match (stop_reason, load.and_then(|load| load.verdict)) {
+            (StopReason::Host, _) | (_, Some(CheckVerdict::Receiver)) => LimitedBy::Receiver,
+            (StopReason::Delay | StopReason::Loss | StopReason::Congestion, _) => LimitedBy::Path,
+            (_, Some(CheckVerdict::Loss | CheckVerdict::Delay | CheckVerdict::Congestion)) => LimitedBy::Path,
+            (_, Some(CheckVerdict::Passed)) => LimitedBy::RateMax,
+            (_, Some(CheckVerdict::Sender)) => LimitedBy::Sender,
+            (_, None) => LimitedBy::Unknown,
+        };
+        Self {
+            direction,
+            method,
+            streams: 1,
+            steady: bytes_per_second.map(|bytes_per_second| SteadyRate { bytes_per_second, span }),
+            bytes,
+            duration: span,
+            stop_reason,
+            limited_by,
+            sender: SenderStatistics::default(),
+            load,
             latency: None,
         }
     }
@@ -165,7 +233,8 @@ impl RunOutcome {
             let bytes = u128::from(steady.bytes_per_second) * steady.span.as_millis() / 1_000;
             steady.span >= CAPACITY_SPAN_MIN && bytes >= CAPACITY_BYTES_MIN
         };
-        self.limited_by == LimitedBy::Path && self.steady.is_some_and(is_long)
+        // The dispersion of trains is not what a load would get.
+        self.limited_by == LimitedBy::Path && self.method != Method::Train && self.steady.is_some_and(is_long)
     }
 
     /// Bytes of payload per second after the slow start; `None` if too little was received.
@@ -174,13 +243,34 @@ impl RunOutcome {
         self.steady.map(|steady| steady.bytes_per_second)
     }
 
-    /// The part of the payload that was retransmitted; `None` if nothing was received.
+    /// The part of the payload that was retransmitted, or over UDP lost; `None` if it is not known.
     #[must_use]
     pub fn loss_ratio(&self) -> Option<f64> {
-        let sent = self.bytes.checked_add(self.sender.bytes_retransmitted).filter(|sent| *sent > 0)?;
+        let (lost, sent) = match (self.method, self.load) {
+            (Method::Tcp, _) => {
+                let retransmitted = self.sender.bytes_retransmitted;
+                (retransmitted, self.bytes.checked_add(retransmitted)?)
+            }
+            (Method::Train | Method::Check, load) => {
+                let sent = load?.sent;
+                (sent.saturating_sub(self.bytes), sent)
+            }
+        };
         #[expect(clippy::cast_precision_loss, reason = "a ratio needs no more than 52 bits")]
-        let ratio = self.sender.bytes_retransmitted as f64 / sent as f64;
-        Some(ratio)
+        let ratio = (sent > 0).then(|| lost as f64 / sent as f64);
+        ratio
+    }
+
+    /// What the trains tell; `None` of other methods, and if they tell nothing.
+    #[must_use]
+    pub fn dispersion(&self) -> Option<Dispersion> {
+        self.load?.result.dispersion
+    }
+
+    /// Whether the path carries the rate of a check; `None` of other methods.
+    #[must_use]
+    pub fn verdict(&self) -> Option<CheckVerdict> {
+        self.load?.verdict
     }
 
     /// The JSON object of this direction.
@@ -189,6 +279,9 @@ impl RunOutcome {
         let seconds =
             |of: fn(&LoadedLatency) -> Duration| self.latency.as_ref().map(|found| of(found).as_secs_f64());
         let one_way = self.latency.and_then(|latency| latency.added_one_way);
+        let (is_tcp, dispersion) = (self.method == Method::Tcp, self.dispersion());
+        let growth = self.load.and_then(|load| load.result.delay_growth);
+        let delay_growth = growth.map(|micros| f64::from(micros) / 1e6);
         json!({
             "direction": self.direction.as_str(),
             "method": self.method.as_str(),
@@ -198,9 +291,15 @@ impl RunOutcome {
             "stop_reason": self.stop_reason.as_str(),
             "is_capacity": self.is_capacity(),
             "limited_by": self.limited_by.as_str(),
-            "streams": self.streams,
+            "streams": is_tcp.then_some(self.streams),
             "congestion_control": Some(&self.sender.congestion_control).filter(|name| !name.is_empty()),
-            "retransmits": self.sender.retransmits,
+            "retransmits": is_tcp.then_some(self.sender.retransmits),
+            "dispersion_low_bytes_per_second": dispersion.map(|dispersion| dispersion.low),
+            "dispersion_high_bytes_per_second": dispersion.and_then(|dispersion| dispersion.high),
+            "sustained_bytes_per_second": dispersion.and_then(|dispersion| dispersion.sustained),
+            "check": self.verdict().map(CheckVerdict::as_str),
+            "delay_growth_seconds": delay_growth,
+            "congestion_marks": self.load.map(|load| load.result.congestion_marks),
             "loss_ratio": self.loss_ratio(),
             "idle_rtt_seconds": seconds(|latency| latency.idle_rtt),
             "loaded_rtt_seconds": seconds(|latency| latency.loaded_rtt),
@@ -211,6 +310,12 @@ impl RunOutcome {
             "confidence": self.latency.map(|latency| latency.confidence.as_str()),
         })
     }
+}
+
+/// Bytes per second; `None` of nothing or no time.
+fn rate_of(bytes: u64, span: Duration) -> Option<u64> {
+    let rate = (u128::from(bytes) * 1_000_000_000).checked_div(span.as_nanos())?;
+    u64::try_from(rate).ok().filter(|rate| *rate > 0)
 }
 
 /// Why a run ended. A receiver that has received everything does not know why the sender has ended.
@@ -246,7 +351,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn result(reason: StopReason, bytes: u64) -> RunResult {
-        RunResult { reason, bytes, nanos: 1_000_000_000, sender: SenderStatistics::default() }
+        RunResult { reason, bytes, nanos: 1_000_000_000, sender: SenderStatistics::default(), load: None }
     }
 
     /// A run of a second at 10 MB/s, as the prober sees it.

@@ -1,26 +1,35 @@
-//! The prober of a run over TCP: it opens the connections and runs its end.
+//! The prober of a run: it opens the connections, or the socket of a load, and runs its end.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use pathmeter_proto::bandwidth::lease::LeaseId;
+use pathmeter_proto::bandwidth::load::Pattern;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::wire::bandwidth::{ActivationStatus, RunMessage};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::control::{Control, ControlError};
 use super::endpoint::{self, EndpointPlan};
+use super::handshake::{self, HANDSHAKE_TIME_MAX};
+use super::leases::LeaseRequest;
+use super::load::{self, Reception};
 use super::outcome::RunOutcome;
+use super::payload::Payload;
+use super::streams::Streams;
+use super::threads::BulkThreads;
 use super::transfer;
+use crate::config::bandwidth::Method;
 
-/// A run over TCP with a lease.
+/// A run with a lease.
 #[derive(Debug, Clone)]
-pub struct TcpRun {
+pub struct Run {
     /// The agent port of the responder.
     pub to: SocketAddr,
     /// Source address; `None`: the kernel chooses.
@@ -33,14 +42,60 @@ pub struct TcpRun {
     pub secret: [u8; 16],
     /// The direction that is loaded.
     pub direction: RunDirection,
-    /// Data connections.
-    pub streams: u16,
+    /// How it measures.
+    pub method: RunMethod,
     /// Bytes of payload after which it ends.
     pub bytes_max: u64,
     /// Time of sending after which it ends.
     pub duration: Duration,
     /// Bytes of payload per second; `None`: no limit.
     pub rate_max: Option<u64>,
+}
+
+/// How a run measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunMethod {
+    /// Payload over so many TCP connections.
+    Tcp {
+        /// Their number.
+        streams: u16,
+    },
+    /// Trains of datagrams.
+    Train,
+    /// Datagrams at a rate, in bytes of payload per second.
+    Check {
+        /// The rate.
+        rate: u64,
+    },
+}
+
+impl RunMethod {
+    /// What a request asks for; `None` if it asks for a check without a rate.
+    #[must_use]
+    pub fn of(request: &LeaseRequest) -> Option<Self> {
+        match request.method {
+            Method::Tcp => Some(Self::Tcp { streams: request.connections }),
+            Method::Train => Some(Self::Train),
+            Method::Check => request.rate_bytes_per_second.map(|rate| Self::Check { rate }),
+        }
+    }
+
+    /// What is sent over UDP; `None`: it is sent over TCP.
+    pub(super) fn pattern(self, bytes_max: u64) -> Option<Pattern> {
+        match self {
+            Self::Tcp { .. } => None,
+            Self::Train => Some(Pattern::trains(bytes_max)),
+            Self::Check { rate } => Some(Pattern::Steady { bytes_per_second: rate }),
+        }
+    }
+
+    /// How the datagrams are received. Those of trains have a time each.
+    pub(super) fn reception(self) -> Reception {
+        match self {
+            Self::Tcp { .. } | Self::Check { .. } => Reception::Merged,
+            Self::Train => Reception::Single,
+        }
+    }
 }
 
 /// Why a run did not begin.
@@ -53,6 +108,23 @@ pub enum RunError {
         to: SocketAddr,
         /// The cause.
         source: io::Error,
+    },
+    /// The socket of a load could not be opened or used.
+    #[error("sending to {to} over UDP: {source}")]
+    Socket {
+        /// The agent port.
+        to: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The responder does not answer over UDP.
+    #[error(
+        "{to} does not answer over UDP: open the agent port for UDP in the firewalls between, or use \
+         --method tcp"
+    )]
+    Unanswered {
+        /// The agent port.
+        to: SocketAddr,
     },
     /// The responder did not accept a connection.
     #[error("{to} refused the run: {reason}", reason = refusal(*.status))]
@@ -84,7 +156,7 @@ const fn refusal(status: ActivationStatus) -> &'static str {
 /// How long a connection may take to be opened.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(4);
 
-impl TcpRun {
+impl Run {
     /// Runs it. `supervise` is called each 10 ms with what was sent or received, and returns why the run must
     /// stop, if it must.
     ///
@@ -92,12 +164,10 @@ impl TcpRun {
     /// [`RunError`] if it did not begin.
     pub async fn run(
         self,
+        threads: Arc<BulkThreads>,
         mut supervise: impl FnMut(Progress) -> Option<StopReason>,
     ) -> Result<RunOutcome, RunError> {
         let mut control = self.open(0).await?;
-        let data = try_join_all((1..=self.streams).map(|number| self.open(number))).await?;
-        let data = data.into_iter().map(Control::into_stream).collect();
-        control.send(&RunMessage::Start).await.map_err(|error| self.failed(&error))?;
         let plan = EndpointPlan {
             is_prober: true,
             is_sender: self.direction == RunDirection::Forward,
@@ -110,8 +180,50 @@ impl TcpRun {
             let reason = supervise(progress);
             reason.or_else(|| is_too_much(progress).then_some(StopReason::Peer))
         };
-        let end = endpoint::run(control, data, plan, supervised).await;
-        Ok(RunOutcome::new(self.direction, self.streams, self.rate_max, end))
+        match self.method {
+            RunMethod::Tcp { streams } => {
+                let data = try_join_all((1..=streams).map(|number| self.open(number))).await?;
+                let data = data.into_iter().map(Control::into_stream).collect();
+                self.start(&mut control).await?;
+                let payload = Payload::Streams(Streams::new(data, &plan));
+                let end = endpoint::run(control, payload, plan, supervised).await;
+                Ok(RunOutcome::new(self.direction, streams, self.rate_max, end))
+            }
+            RunMethod::Train | RunMethod::Check { .. } => {
+                let socket = self.prove().await?;
+                self.start(&mut control).await?;
+                let flow = threads
+                    .begin_load(socket, self.lease, self.method, &plan)
+                    .map_err(|source| self.socket_failed(source))?;
+                let end = endpoint::run(control, Payload::load(flow), plan, supervised).await;
+                let (method, rate) = match self.method {
+                    RunMethod::Check { rate } => (Method::Check, Some(rate)),
+                    RunMethod::Tcp { .. } | RunMethod::Train => (Method::Train, None),
+                };
+                Ok(RunOutcome::of_load(self.direction, method, rate, end))
+            }
+        }
+    }
+
+    async fn start(&self, control: &mut Control) -> Result<(), RunError> {
+        control.send(&RunMessage::Start).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Opens the socket of a load, and shows the responder that this host receives there.
+    async fn prove(&self) -> Result<std::net::UdpSocket, RunError> {
+        let failed = |source| self.socket_failed(source);
+        let socket = load::open(self.to, self.source, self.dscp).map_err(failed)?;
+        let socket = UdpSocket::from_std(socket).map_err(failed)?;
+        let proven = handshake::prove(&socket, self.lease, &self.secret);
+        match timeout(HANDSHAKE_TIME_MAX, proven).await {
+            Ok(proven) => proven.map_err(failed)?,
+            Err(_) => return Err(RunError::Unanswered { to: self.to }),
+        }
+        socket.into_std().map_err(failed)
+    }
+
+    fn socket_failed(&self, source: io::Error) -> RunError {
+        RunError::Socket { to: self.to, source }
     }
 
     /// Opens a connection and activates the lease on it.
@@ -121,7 +233,7 @@ impl TcpRun {
         let stream = connected.unwrap_or(Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         match connection {
             0 => stream.set_nodelay(true).map_err(failed)?,
-            _ => transfer::limit(&stream, self.rate_max, self.streams).map_err(failed)?,
+            _ => transfer::limit(&stream, self.rate_max, self.streams()).map_err(failed)?,
         }
         let mut control = Control::opened(stream, &self.secret);
         let activate = RunMessage::Activate { lease: self.lease, connection };
@@ -132,6 +244,14 @@ impl TcpRun {
             @ (ActivationStatus::Invalid | ActivationStatus::Taken | ActivationStatus::Unauthentic) => {
                 Err(RunError::Refused { to: self.to, status })
             }
+        }
+    }
+
+    /// Data connections.
+    fn streams(&self) -> u16 {
+        match self.method {
+            RunMethod::Tcp { streams } => streams,
+            RunMethod::Train | RunMethod::Check { .. } => 1,
         }
     }
 

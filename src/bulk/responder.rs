@@ -2,25 +2,33 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use pathmeter_proto::admission::rate_limit_key;
 use pathmeter_proto::bandwidth::lease::{AttachError, LeaseId};
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
+use pathmeter_proto::wire::load::{HANDSHAKE_BYTES, Handshake, LoadKey};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::control::{Control, MESSAGE_TIME_MAX, write_all};
 use super::endpoint::{self, EndpointPlan};
+use super::handshake::{self, Cookies};
 use super::leases::{LeasedRun, Leases};
+use super::load;
+use super::payload::Payload;
+use super::prober::RunMethod;
+use super::streams::Streams;
+use super::threads::BulkThreads;
 use super::transfer;
 use crate::stream::bulk::BulkConnection;
 
@@ -28,11 +36,25 @@ use crate::stream::bulk::BulkConnection;
 #[derive(Debug)]
 pub(super) struct BulkResponder {
     leases: Arc<Leases>,
+    threads: Arc<BulkThreads>,
+    cookies: Cookies,
     /// Runs whose control connection is open, and where their data connections go.
-    runs: Mutex<HashMap<LeaseId, mpsc::Sender<TcpStream>>>,
+    runs: Mutex<HashMap<LeaseId, mpsc::Sender<DataPath>>>,
     /// Connections that have not proven a lease yet, by source.
     unproven: Mutex<HashMap<IpAddr, usize>>,
 }
+
+/// What carries the data of a run.
+#[derive(Debug)]
+enum DataPath {
+    /// A connection.
+    Stream(TcpStream),
+    /// The address and port of a prober that it has proven, and the local address that it sends to.
+    Datagrams { prober: SocketAddr, local: Option<IpAddr> },
+}
+
+/// The number under which a load attaches to its lease.
+const DATAGRAMS: u16 = 1;
 
 /// Maximum connections that have not proven a lease; further ones are closed. Chosen: those of all runs that
 /// a responder can have begin within a moment.
@@ -42,8 +64,37 @@ pub(crate) const UNPROVEN_MAX: usize = 1_024;
 pub(crate) const UNPROVEN_PER_SOURCE: usize = 256;
 
 impl BulkResponder {
-    pub(super) fn new(leases: Arc<Leases>) -> Self {
-        Self { leases, runs: Mutex::default(), unproven: Mutex::default() }
+    /// # Errors
+    /// The kernel provides no random bytes.
+    pub(super) fn new(threads: Arc<BulkThreads>, leases: Arc<Leases>) -> io::Result<Self> {
+        let (runs, unproven) = (Mutex::default(), Mutex::default());
+        Ok(Self { leases, threads, cookies: Cookies::new()?, runs, unproven })
+    }
+
+    /// Answers a request of a prober to use its address and port. Returns a reply, which is as long as the
+    /// request; `None`: it is not answered here.
+    pub(super) fn on_request(
+        &self,
+        lease: LeaseId,
+        datagram: &[u8],
+        prober: SocketAddr,
+        local: Option<IpAddr>,
+    ) -> Option<[u8; HANDSHAKE_BYTES]> {
+        let run = self.leases.leased(lease).filter(|run| run.request.method.is_udp())?;
+        let request = Handshake::decode(datagram, &LoadKey::new(&run.secret, RunEnd::Prober)).ok()?;
+        let Handshake::Request { cookie } = request else { return None };
+        if !cookie.is_some_and(|cookie| self.cookies.is_valid(&cookie, lease, prober)) {
+            let cookie = self.cookies.cookie(lease, prober);
+            return Some(
+                Handshake::Cookie(cookie).encode(lease, &LoadKey::new(&run.secret, RunEnd::Responder)),
+            );
+        }
+        let of_run = self.runs().get(&lease).cloned()?;
+        // A repeated request finds the place taken. The socket of the run answers the next one.
+        if self.leases.attach(lease, DATAGRAMS).is_ok() {
+            let _ = of_run.try_send(DataPath::Datagrams { prober, local });
+        }
+        None
     }
 
     /// Handles a connection until the end of its run.
@@ -72,7 +123,7 @@ impl BulkResponder {
             return refuse(&stream, lease, ActivationStatus::Unauthentic).await;
         }
         let of_run = self.runs().get(&lease).cloned();
-        if number > 0 && of_run.is_none() {
+        if number > 0 && (of_run.is_none() || run.request.method.is_udp()) {
             return refuse(&stream, lease, ActivationStatus::Invalid).await;
         }
         if let Err(error) = self.leases.attach(lease, number) {
@@ -100,21 +151,20 @@ impl BulkResponder {
         mut control: Control,
         lease: LeaseId,
         run: LeasedRun,
-        mut connections: mpsc::Receiver<TcpStream>,
+        mut connections: mpsc::Receiver<DataPath>,
     ) -> anyhow::Result<()> {
         control.stream().set_nodelay(true)?;
         set_dscp(control.stream(), &run)?;
         control.send(&RunMessage::Activated { lease, status: ActivationStatus::Granted }).await?;
-        let mut data = Vec::with_capacity(run.request.connections.into());
+        let method = RunMethod::of(&run.request).context("the request has no rate")?;
+        let mut paths = Vec::with_capacity(run.request.connections.into());
         let all = async {
-            while data.len() < usize::from(run.request.connections) {
-                let Some(stream) = connections.recv().await else { break };
-                data.push(stream);
+            while paths.len() < usize::from(run.request.connections) {
+                let Some(path) = connections.recv().await else { break };
+                paths.push(path);
             }
         };
         timeout(MESSAGE_TIME_MAX, all).await?;
-        let message = control.receive_soon().await?;
-        anyhow::ensure!(message == RunMessage::Start, "unexpected {message:?}");
         let plan = EndpointPlan {
             is_prober: false,
             is_sender: run.request.direction == RunDirection::Reverse,
@@ -122,6 +172,7 @@ impl BulkResponder {
             rate_max: run.rate_max,
             duration: Duration::from_secs(run.request.seconds_max),
         };
+        let payload = self.start(&mut control, lease, &run, paths, (method, &plan)).await?;
         let mut counted = 0;
         let supervise = |progress: Progress| {
             let new = progress.bytes.saturating_sub(counted);
@@ -129,12 +180,45 @@ impl BulkResponder {
             let is_within = self.leases.count_bytes(lease, new) && self.leases.is_valid(lease);
             (!is_within).then_some(StopReason::Lease)
         };
-        let outcome = endpoint::run(control, data, plan, supervise).await;
+        let outcome = endpoint::run(control, payload, plan, supervise).await;
         self.leases.count_bytes(lease, outcome.bytes.saturating_sub(counted));
         Ok(())
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<LeaseId, mpsc::Sender<TcpStream>>> {
+    /// Waits for the start message, and begins to send or to receive.
+    async fn start(
+        &self,
+        control: &mut Control,
+        lease: LeaseId,
+        run: &LeasedRun,
+        paths: Vec<DataPath>,
+        (method, plan): (RunMethod, &EndpointPlan),
+    ) -> anyhow::Result<Payload> {
+        let mut streams = Vec::with_capacity(paths.len());
+        for path in paths {
+            match path {
+                DataPath::Stream(stream) => streams.push(stream),
+                DataPath::Datagrams { prober, local } => {
+                    let dscp = Dscp::new(run.request.dscp).unwrap_or_default();
+                    let local = local.context("the kernel does not say where a request arrived")?;
+                    let local = SocketAddr::new(local, self.leases.agent_port());
+                    let socket = load::open_for(local, prober, dscp)
+                        .with_context(|| format!("opening a socket of {local} for {prober}"))?;
+                    let socket = UdpSocket::from_std(socket)?;
+                    tokio::select! {
+                        started = receive_start(control) => started?,
+                        () = handshake::accept(&socket, lease, &run.secret) => {}
+                    }
+                    let flow = self.threads.begin_load(socket.into_std()?, lease, method, plan)?;
+                    return Ok(Payload::load(flow));
+                }
+            }
+        }
+        receive_start(control).await?;
+        Ok(Payload::Streams(Streams::new(streams, plan)))
+    }
+
+    fn runs(&self) -> MutexGuard<'_, HashMap<LeaseId, mpsc::Sender<DataPath>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,12 +278,18 @@ async fn join(
     mut control: Control,
     lease: LeaseId,
     run: &LeasedRun,
-    of_run: &mpsc::Sender<TcpStream>,
+    of_run: &mpsc::Sender<DataPath>,
 ) -> anyhow::Result<()> {
     prepare(control.stream(), run)?;
     control.send(&RunMessage::Activated { lease, status: ActivationStatus::Granted }).await?;
     // The run may have ended.
-    let _ = of_run.send(control.into_stream()).await;
+    let _ = of_run.send(DataPath::Stream(control.into_stream())).await;
+    Ok(())
+}
+
+async fn receive_start(control: &mut Control) -> anyhow::Result<()> {
+    let message = control.receive_soon().await?;
+    anyhow::ensure!(message == RunMessage::Start, "unexpected {message:?}");
     Ok(())
 }
 

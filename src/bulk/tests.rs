@@ -7,7 +7,9 @@ use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::wire::AgentKind;
 use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
+use pathmeter_proto::wire::load::{HANDSHAKE_BYTES, Handshake, LoadKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -16,6 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::config::bandwidth::Method;
 use crate::config::{self, BandwidthRules, LoadContext};
+use crate::datagram::{self, Binding, DatagramHandle, Service, ServiceTasks, Socket, TimestampMatching};
+use crate::loops::EVENTS_PENDING_MAX;
 use crate::stream::responder::{ResponderLimits, StreamAccess, StreamResponder};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -50,8 +54,9 @@ pub(super) fn request(direction: RunDirection, connections: u16, bytes: u64) -> 
 struct Responder {
     leases: Arc<Leases>,
     address: SocketAddr,
-    prober: Arc<BulkConnections>,
+    prober: Arc<BulkThreads>,
     _stop: watch::Sender<bool>,
+    agent_port: DatagramHandle,
 }
 
 impl Responder {
@@ -59,14 +64,27 @@ impl Responder {
         let listener = TcpListener::bind((HERE, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let leases = Arc::new(Leases::new(rules(yaml), address.port()));
-        let threads = Arc::<BulkConnections>::default();
+        let threads = Arc::<BulkThreads>::default();
         let limits =
             ResponderLimits { unverified: 4_096, unverified_per_source: 4_096, ..Default::default() };
         let responder = StreamResponder::new(StreamAccess::default(), limits, Arc::default());
-        let responder = Arc::new(responder.with_bulk(threads.answer(Arc::clone(&leases))));
+        let runs = threads.answer(Arc::clone(&leases)).unwrap();
+        let responder = Arc::new(responder.with_bulk(runs.connections()));
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(responder.serve(vec![listener], stopped));
-        Self { leases, address, prober: Arc::default(), _stop: stop }
+        let binding = Binding { address, dont_fragment: false, errors: false, destinations: true };
+        let socket = Socket::bind(&binding, TimestampMatching::ByPayload).unwrap();
+        share_port(socket.as_fd()).unwrap();
+        let tasks = vec![(AgentKind::Load, runs.handshakes())];
+        let service = Service {
+            sockets: vec![socket],
+            tasks: ServiceTasks::AgentPort { tasks, rejected: Arc::default() },
+            answers_probes: false,
+        };
+        let (events, _) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+        let agent_port =
+            datagram::spawn("responder", vec![service], TimestampMatching::ByPayload, events).unwrap();
+        Self { leases, address, prober: Arc::default(), _stop: stop, agent_port }
     }
 
     fn grant(&self, request: &LeaseRequest) -> Grant {
@@ -76,16 +94,16 @@ impl Responder {
         }
     }
 
-    fn run(&self, request: &LeaseRequest, grant: &Grant) -> TcpRun {
+    fn run(&self, request: &LeaseRequest, grant: &Grant) -> Run {
         let (lease, secret) = grant.decode().unwrap();
-        TcpRun {
+        Run {
             to: self.address,
             source: None,
             dscp: Dscp::new(request.dscp).unwrap(),
             lease,
             secret,
             direction: request.direction,
-            streams: request.connections,
+            method: RunMethod::of(request).unwrap(),
             bytes_max: grant.bytes_max,
             duration: Duration::from_secs(request.seconds_max),
             rate_max: grant.rate_bytes_per_second,
@@ -95,10 +113,10 @@ impl Responder {
     /// Runs on the thread for bulk connections of the prober.
     fn spawn(
         &self,
-        run: TcpRun,
+        run: Run,
         supervise: impl FnMut(Progress) -> Option<StopReason> + Send + 'static,
     ) -> impl Future<Output = Result<RunOutcome, RunError>> {
-        let running = self.prober.runtime().unwrap().spawn(run.run(supervise));
+        let running = self.prober.runtime().unwrap().spawn(run.run(Arc::clone(&self.prober), supervise));
         async { timeout(LONG, running).await.expect("the run ends").unwrap() }
     }
 
@@ -136,7 +154,7 @@ async fn run_ends_when_its_time_is_over() {
         let grant = responder.grant(&request);
         let run = responder.run(&request, &grant);
         // Slow, so that the time ends it and not the bytes.
-        let run = TcpRun { rate_max: Some(10_000_000), duration: Duration::from_millis(300), ..run };
+        let run = Run { rate_max: Some(10_000_000), duration: Duration::from_millis(300), ..run };
         let outcome = responder.spawn(run, |_| None).await.unwrap();
         let is_over = matches!(outcome.stop_reason, StopReason::Time | StopReason::Bytes);
         assert!(is_over && outcome.bytes > 0, "{outcome:?}");
@@ -198,7 +216,8 @@ async fn death_of_the_prober_ends_the_lease_and_the_next_run_works() {
             None
         };
         let runtime = responder.prober.runtime().unwrap();
-        let running = runtime.spawn(responder.run(&big, &grant).run(supervise));
+        let running =
+            runtime.spawn(responder.run(&big, &grant).run(Arc::clone(&responder.prober), supervise));
         timeout(LONG, has_begun.wait_for(|begun| *begun)).await.unwrap().unwrap();
         running.abort();
         responder.until_idle().await;
@@ -218,7 +237,7 @@ async fn death_of_the_responder_ends_the_run() {
     let responder = Responder::start("").await;
     let request = request(RunDirection::Forward, 1, 2_000_000_000);
     let grant = responder.grant(&request);
-    let run = TcpRun { to, ..responder.run(&request, &grant) };
+    let run = Run { to, ..responder.run(&request, &grant) };
     let relay = tokio::spawn(relay(listener, responder.address, 5_000_000));
     let outcome = responder.spawn(run, |_| None).await.unwrap();
     assert_eq!(outcome.stop_reason, StopReason::Peer, "{outcome:?}");
@@ -259,9 +278,9 @@ async fn connections_without_a_valid_lease_are_refused() {
     let request = request(RunDirection::Reverse, 1, 1_000_000);
     let grant = responder.grant(&request);
     let run = responder.run(&request, &grant);
-    let unknown = TcpRun { lease: LeaseId(run.lease.0 ^ 1), ..run.clone() };
-    let forged = TcpRun { secret: [0; 16], ..run.clone() };
-    let many = TcpRun { streams: 2, ..run.clone() };
+    let unknown = Run { lease: LeaseId(run.lease.0 ^ 1), ..run.clone() };
+    let forged = Run { secret: [0; 16], ..run.clone() };
+    let many = Run { method: RunMethod::Tcp { streams: 2 }, ..run.clone() };
     for (run, expected) in [
         (unknown, ActivationStatus::Invalid),
         (forged, ActivationStatus::Unauthentic),
@@ -301,7 +320,7 @@ async fn client_that_sends_more_than_its_lease_allows_is_stopped() {
     let responder = Responder::start("").await;
     let request = request(RunDirection::Forward, 1, 1_000_000);
     let grant = responder.grant(&request);
-    let run = TcpRun { bytes_max: u64::MAX, ..responder.run(&request, &grant) };
+    let run = Run { bytes_max: u64::MAX, ..responder.run(&request, &grant) };
     let outcome = responder.spawn(run, |_| None).await.unwrap();
     assert_eq!(outcome.stop_reason, StopReason::Lease, "{outcome:?}");
     responder.until_idle().await;
@@ -381,4 +400,111 @@ async fn end_that_floods_messages_does_not_hold_up_its_own_end_or_others() {
     let outcome = responder.spawn(responder.run(&second, &grant), |_| None).await.unwrap();
     assert_eq!(outcome.bytes, 1_000_000);
     responder.until_idle().await;
+}
+
+/// A request of a run over UDP.
+fn load_request(method: Method, direction: RunDirection, rate: Option<u64>) -> LeaseRequest {
+    let bytes_max = rate.map_or(300_000, |rate| rate + 1_200);
+    LeaseRequest {
+        method,
+        bytes_max: Some(bytes_max),
+        seconds_max: 1,
+        rate_bytes_per_second: rate,
+        ..request(direction, 1, 1)
+    }
+}
+
+#[tokio::test]
+async fn steady_load_passes_a_check_in_both_directions() {
+    let responder = Responder::start("").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let request = load_request(Method::Check, direction, Some(2_000_000));
+        let grant = responder.grant(&request);
+        let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
+        let case = format!("{direction:?}: {outcome:?}");
+        let load = outcome.load.expect(&case);
+        assert_eq!(load.sent, outcome.bytes, "{case}");
+        assert!(!load.result.is_host_limited, "{case}");
+        assert!(outcome.bytes > 1_000_000 && outcome.bytes <= 2_000_000, "{case}");
+        assert!(outcome.throughput().is_some(), "{case}");
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn trains_arrive_in_both_directions() {
+    let responder = Responder::start("").await;
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let request = load_request(Method::Train, direction, None);
+        let grant = responder.grant(&request);
+        let outcome = responder.spawn(responder.run(&request, &grant), |_| None).await.unwrap();
+        let case = format!("{direction:?}: {outcome:?}");
+        assert_eq!((outcome.bytes, outcome.load.unwrap().sent), (300_000, 300_000), "{case}");
+        assert_eq!((outcome.stop_reason, outcome.is_capacity()), (StopReason::Bytes, false), "{case}");
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn load_stops_when_either_end_is_told_to() {
+    for direction in [RunDirection::Forward, RunDirection::Reverse] {
+        let responder = Responder::start("").await;
+        let request = LeaseRequest {
+            bytes_max: Some(100_000_000),
+            seconds_max: 20,
+            ..load_request(Method::Check, direction, Some(2_000_000))
+        };
+        let grant = responder.grant(&request);
+        let supervise = |progress: Progress| (progress.bytes > 100_000).then_some(StopReason::Delay);
+        let outcome = responder.spawn(responder.run(&request, &grant), supervise).await.unwrap();
+        assert_eq!(outcome.stop_reason, StopReason::Delay, "{outcome:?}");
+        assert!(outcome.bytes > 0 && outcome.load.is_some(), "{outcome:?}");
+        responder.until_idle().await;
+        let grant = responder.grant(&request);
+        let leases = Arc::clone(&responder.leases);
+        let supervise = move |progress: Progress| {
+            if progress.bytes > 100_000 {
+                leases.stop_all();
+            }
+            None
+        };
+        let outcome = responder.spawn(responder.run(&request, &grant), supervise).await.unwrap();
+        assert_eq!(outcome.stop_reason, StopReason::Lease, "{outcome:?}");
+        responder.until_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn request_over_udp_without_its_lease_gets_no_answer() {
+    let responder = Responder::start("").await;
+    let request = load_request(Method::Train, RunDirection::Forward, None);
+    let grant = responder.grant(&request);
+    let run = responder.run(&request, &grant);
+    let socket = std::net::UdpSocket::bind((HERE, 0)).unwrap();
+    socket.connect(responder.address).unwrap();
+    let keys = [RunEnd::Prober, RunEnd::Responder].map(|end| LoadKey::new(&run.secret, end));
+    let ask = |lease: LeaseId, key: &LoadKey, cookie| {
+        let datagram = Handshake::Request { cookie }.encode(lease, key);
+        socket.send(&datagram).unwrap();
+    };
+    let answer = || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(length, HANDSHAKE_BYTES, "as long as the request");
+        Handshake::decode(&buffer[..length], &keys[1]).unwrap()
+    };
+    ask(LeaseId(run.lease.0 ^ 1), &keys[0], None);
+    ask(run.lease, &LoadKey::new(&[0; 16], RunEnd::Prober), None);
+    ask(run.lease, &keys[1], None);
+    ask(run.lease, &keys[0], None);
+    // The first answer is that of the last request.
+    let Handshake::Cookie(cookie) = answer() else { panic!() };
+    // A cookie of another address is answered with the right one.
+    ask(run.lease, &keys[0], Some([9; 16]));
+    assert_eq!(answer(), Handshake::Cookie(cookie));
+    // Without a control connection there is no run.
+    ask(run.lease, &keys[0], Some(cookie));
+    ask(run.lease, &keys[0], None);
+    assert_eq!(answer(), Handshake::Cookie(cookie));
+    drop(responder.agent_port);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pathmeter_proto::bandwidth::RunDirection;
 use pathmeter_proto::bandwidth::ledger::DailyBudget;
+use pathmeter_proto::bandwidth::load::DATAGRAM_BYTES;
 use pathmeter_proto::dscp::Dscp;
 use serde::{Deserialize, Serialize};
 
@@ -100,17 +101,20 @@ pub(super) fn bandwidth(section: &mut MappingReader<'_, '_>) -> Option<Bandwidth
 /// latency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bandwidth {
-    /// How a run measures. `tcp`: payload over TCP connections.
+    /// How a run measures. `tcp`: payload over TCP connections. `train`: short trains of datagrams, whose
+    /// dispersion tells the rate of the narrowest link. `check`: datagrams at `rate`, which the path may or may
+    /// not carry.
     pub method: Method,
     /// The directions that are loaded, one after the other: `forward` is to the peer.
     pub direction: Directions,
-    /// Number of connections that share the load.
+    /// Number of connections that share the load of `tcp`.
     pub streams: u16,
     /// Bytes of payload after which a run ends.
     pub bytes: u64,
     /// Time of sending after which a run ends.
     pub time: Duration,
-    /// Maximum bits of payload per second; `None`: no limit of its own.
+    /// Maximum bits of payload per second; `None`: no limit of its own. `check` requires it: it is what the
+    /// path is asked to carry.
     pub rate: Option<u64>,
     /// A run ends when five of ten replies to echo requests are this much later than on the idle path, or
     /// three in a row are missing. `None` (`off`): it does not.
@@ -123,14 +127,29 @@ pub struct Bandwidth {
 pub enum Method {
     /// Payload over TCP connections.
     Tcp,
+    /// Short trains of datagrams, whose dispersion tells the rate of the narrowest link.
+    Train,
+    /// Datagrams at a rate that the path may or may not carry.
+    Check,
 }
 
 impl Method {
+    /// Whether it sends datagrams.
+    #[must_use]
+    pub const fn is_udp(self) -> bool {
+        match self {
+            Self::Tcp => false,
+            Self::Train | Self::Check => true,
+        }
+    }
+
     /// The value of the key and of the JSON field `method`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Train => "train",
+            Self::Check => "check",
         }
     }
 }
@@ -158,7 +177,8 @@ impl Directions {
     }
 }
 
-const METHODS: [(&str, Method); 1] = [("tcp", Method::Tcp)];
+const METHODS: [(&str, Method); 3] =
+    [("tcp", Method::Tcp), ("train", Method::Train), ("check", Method::Check)];
 
 const DIRECTIONS: [(&str, Directions); 3] =
     [("forward", Directions::Forward), ("reverse", Directions::Reverse), ("both", Directions::Both)];
@@ -170,12 +190,18 @@ const INTERVAL: Duration = Duration::from_secs(6 * 3600);
 
 const STREAMS_ALLOWED: RangeInclusive<i128> = 1..=16;
 
-/// Bytes of a run of a probe. Chosen: one second at 800 Mbit/s; four runs a day in both directions use 0.8
-/// GB.
+/// Bytes of a run of a probe over TCP. Chosen: one second at 800 Mbit/s; four runs a day in both directions
+/// use 0.8 GB.
 const PROBE_BYTES: u64 = 100_000_000;
 
-/// Chosen: TCP has filled a path of 100 ms by then.
+/// Bytes of the trains of a run: five short ones and a long one.
+pub const TRAIN_BYTES: u64 = 300_000;
+
+/// Chosen: TCP has filled a path of 100 ms by then, and trains have left a link of 1 Mbit/s.
 const PROBE_TIME: Duration = Duration::from_secs(5);
+
+/// Time of a check. Chosen: a queue grows by 15 ms if the path carries 2 % less.
+pub const CHECK_TIME: Duration = Duration::from_secs(1);
 
 /// Chosen: a call or a game notices a little more.
 const ADDED_DELAY: Duration = Duration::from_millis(10);
@@ -228,20 +254,43 @@ impl KindReader for BandwidthReader {
         let method = section.key("method", |value| value.one_of(&METHODS)).or(Method::Tcp);
         let direction = section.key("direction", |value| value.one_of(&DIRECTIONS)).or(Directions::Both);
         let streams = section.key("streams", |value| value.number(&STREAMS_ALLOWED)).or(1);
-        let bytes = section.key("bytes", |value| size(value, &RUN_BYTES_ALLOWED)).or(PROBE_BYTES);
-        let time = section.key("time", |value| duration(value, &RUN_TIME_ALLOWED)).or(PROBE_TIME);
+        let default_time = if method == Some(Method::Check) { CHECK_TIME } else { PROBE_TIME };
+        let time = section.key("time", |value| duration(value, &RUN_TIME_ALLOWED)).or(default_time);
         let rate = section.key("rate", |value| bit_rate(value, &RATE_ALLOWED)).optional();
+        let default_bytes = match (method, rate, time) {
+            (Some(Method::Train), ..) => TRAIN_BYTES,
+            (Some(Method::Check), Some(Some(rate)), Some(time)) => check_bytes(rate, time),
+            (Some(Method::Tcp | Method::Check) | None, ..) => PROBE_BYTES,
+        };
+        let bytes = section.key("bytes", |value| size(value, &RUN_BYTES_ALLOWED)).or(default_bytes);
         let added_delay_max = section.key("added_delay_max", added_delay).or(Some(ADDED_DELAY));
+        let (method, streams, rate) = (method?, streams?, rate?);
+        if method.is_udp() && streams != 1 {
+            let what = format!("{streams} connections, but method: {} has none", method.as_str());
+            return section.reject("streams", what, "remove this key, or write method: tcp");
+        }
+        if method == Method::Check && rate.is_none() {
+            let remedy = "write the rate that the path must carry, such as 50Mbit/s";
+            return section.reject("rate", "missing: method: check asks whether a path carries it", remedy);
+        }
         Some(Kind::Bandwidth(Bandwidth {
-            method: method?,
+            method,
             direction: direction?,
-            streams: streams?,
+            streams,
             bytes: bytes?,
             time: time?,
-            rate: rate?,
+            rate,
             added_delay_max: added_delay_max?,
         }))
     }
+}
+
+/// Bytes of payload of a check, at a rate in bits per second.
+#[must_use]
+pub fn check_bytes(rate: u64, time: Duration) -> u64 {
+    let bytes = u128::from(rate) * time.as_nanos() / 8_000_000_000;
+    // Whole datagrams, one more than fit.
+    u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(DATAGRAM_BYTES as u64)
 }
 
 /// A duration, or `off`.

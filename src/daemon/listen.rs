@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use anyhow::Context as _;
 use tracing::{info, warn};
 
+use crate::bulk::share_port;
 use crate::datagram::{Binding, Socket, SocketError, TimestampMatching, both_families};
 use crate::http::server;
 use crate::systemd::passed_listeners;
@@ -77,7 +78,13 @@ pub(super) fn bind_agent(
         let sockets = bind_all(address, false, timestamps)?;
         tries -= 1;
         match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
-            Ok(listeners) => return Ok((sockets, listeners)),
+            Ok(listeners) => {
+                for socket in &sockets {
+                    // Without it, runs over UDP fail and say why.
+                    let _ = share_port(socket.as_fd());
+                }
+                return Ok((sockets, listeners));
+            }
             Err(_) if tries > 0 => {}
             Err(error) => return Err(error.into()),
         }

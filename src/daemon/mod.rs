@@ -182,15 +182,19 @@ impl Daemon {
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         );
-        let stream_responder = Arc::new(stream_responder.with_bulk(bulk.threads.answer(Arc::clone(&leases))));
+        let runs = bulk.threads.answer(Arc::clone(&leases)).context("preparing bandwidth runs")?;
+        let stream_responder = Arc::new(stream_responder.with_bulk(runs.connections()));
         let access = Access { policy, keys: settings.keys.mesh.clone() };
         let agent_port = Service {
             sockets: agent_sockets,
             tasks: ServiceTasks::AgentPort {
-                tasks: vec![(
-                    AgentKind::Goodbye,
-                    goodbye::listener(access.keys.as_deref(), Arc::clone(&responders.stamp)),
-                )],
+                tasks: vec![
+                    (
+                        AgentKind::Goodbye,
+                        goodbye::listener(access.keys.as_deref(), Arc::clone(&responders.stamp)),
+                    ),
+                    (AgentKind::Load, runs.handshakes()),
+                ],
                 rejected: Arc::clone(&responders.stamp.agent_port_rejected),
             },
             answers_probes: false,

@@ -34,8 +34,9 @@ pub(crate) use cmsg::icmp_error;
 pub(crate) use outbox::not_sent_reason;
 pub(crate) use packet_filter::{FilterField, FilterStart, accept_only};
 pub use ping::{opens_icmp_sockets, opens_ping_sockets};
+pub(crate) use poller::sleep_precisely;
 pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
-pub(crate) use socket::{set as set_socket_option, set_icmp_extensions};
+pub(crate) use socket::{drop_counter, set as set_socket_option, set_icmp_extensions};
 pub use task::{Access, MachineTask, Notice, Recorder, Task, TaskStep, Traffic};
 pub use thread::RECEIVE_TICK_MAX;
 

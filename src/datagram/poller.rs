@@ -81,7 +81,7 @@ fn poll(pollfds: &mut [libc::pollfd], span: Duration) -> bool {
 
 /// Sets the timer slack of this thread to 1 ns: by default the kernel extends every sleep by up to 50 µs.
 #[expect(unsafe_code, reason = "prctl has no safe wrapper for the timer slack")]
-pub(super) fn sleep_precisely() -> io::Result<()> {
+pub(crate) fn sleep_precisely() -> io::Result<()> {
     // SAFETY: PR_SET_TIMERSLACK reads one integer and touches no memory.
     let outcome = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

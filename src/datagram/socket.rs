@@ -334,7 +334,7 @@ pub(crate) fn set(
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks SO_MEMINFO")]
-fn drop_counter(socket: &Socket2) -> Option<u32> {
+pub(crate) fn drop_counter(socket: &impl AsRawFd) -> Option<u32> {
     let mut values = [0_u32; SK_MEMINFO_DROPS + 1];
     let mut length = libc::socklen_t::try_from(size_of_val(&values)).expect("36");
     // SAFETY: the descriptor is open, and `values` is as long as `length` says.

@@ -13,7 +13,7 @@ use super::text::{CLOSE, Cell, Family, Suffix, counter, gauge, label};
 #[derive(Debug, Default)]
 pub struct BandwidthSeries {
     labels: String,
-    runs: Labelled<StopReason, 7>,
+    runs: Labelled<StopReason, 9>,
     skipped: Labelled<SkipReason, 7>,
     failures: Labelled<FailureReason, 3>,
     /// Bytes of payload that were received.
@@ -60,6 +60,8 @@ labels!(StopReason, "reason", {
     Time => "time",
     Delay => "delay",
     Loss => "loss",
+    Congestion => "congestion",
+    Host => "host",
     Lease => "lease",
     Peer => "peer",
     Operator => "operator",
@@ -166,7 +168,7 @@ impl BandwidthSeries {
 
 impl Series for BandwidthSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 28;
+    const LINES: usize = 30;
 }
 
 /// In alphabetical order.

@@ -45,6 +45,10 @@ const TRAIN_PAUSE: Duration = Duration::from_millis(40);
 /// How far ahead of a steady rate datagrams may be sent. Chosen: the shortest pause that a busy host keeps.
 const STEADY_BURST: Duration = Duration::from_millis(1);
 
+/// The shortest pause of a steady rate. Chosen: half of what may be sent at once, and 2,000 wake-ups per
+/// second.
+const STEADY_PAUSE: Duration = Duration::from_micros(500);
+
 impl Pattern {
     /// The trains of a run that may send `bytes` of payload.
     #[must_use]
@@ -183,7 +187,7 @@ impl LoadSender {
             }
         }
         match self.admitted {
-            0 => LoadStep::Wait(wait.unwrap_or(self.end).min(self.end)),
+            0 => LoadStep::Wait(wait.unwrap_or(self.end).max(now + STEADY_PAUSE).min(self.end)),
             count => LoadStep::Send { first: self.load(now, None), count },
         }
     }
@@ -269,6 +273,12 @@ impl LoadReceiver {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Datagrams that a router has marked because of congestion.
+    #[must_use]
+    pub fn congestion_marks(&self) -> u32 {
+        self.congestion_marks
     }
 
     /// What was measured so far. `is_host_limited`: whether the host has dropped datagrams.

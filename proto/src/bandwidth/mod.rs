@@ -3,8 +3,9 @@
 //! A run loads one direction of a path. It needs a lease of the responder ([`lease`]) and bytes of the
 //! budgets of both ends ([`ledger`]), never exceeds its rate ([`rate_cap`]), and ends when it does harm
 //! ([`harm`]). [`throughput`] computes the result of a run over TCP. [`load`] decides what a run of datagrams
-//! sends and counts what arrives; [`dispersion`] and [`delay_growth`] say what that means.
+//! sends and counts what arrives; [`dispersion`], [`delay_growth`] and [`check`] say what that means.
 
+pub mod check;
 pub mod delay_growth;
 pub mod dispersion;
 pub mod harm;

@@ -47,8 +47,7 @@ impl Path {
         let mut random = Random::new(seed);
         let start = Timestamp::from_nanos(1_000_000_000);
         let mut sender = LoadSender::new(Pattern::trains(bytes), bytes, None, Duration::from_secs(10), start);
-        // What enters the narrow link: the time, the length, and the load.
-        let mut entering: Vec<(u64, usize, Option<(TrainPlace, u64)>)> = Vec::new();
+        let mut entering: Vec<Entering> = Vec::new();
         let (mut now, mut sent) = (start, 0);
         loop {
             match sender.step(now) {
@@ -77,7 +76,11 @@ impl Path {
         while rate > 0 && at < end {
             let (count, bytes) = if is_bursty { (12, 1_500) } else { (1, 400 + random.below(1_100)) };
             let mean = count * bytes * 8 * 1_000_000_000 / rate;
-            #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_sign_loss,
+                reason = "a gap of some milliseconds"
+            )]
             let gap = (-(1.0_f64 - random.fraction()).ln() * mean as f64) as u64;
             at += gap;
             entering.extend((0..count).map(|_| (at, usize::try_from(bytes).unwrap(), None)));
@@ -119,6 +122,9 @@ impl Path {
         (found, sent)
     }
 }
+
+/// What enters the narrow link: the time, the length, and the load.
+type Entering = (u64, usize, Option<(TrainPlace, u64)>);
 
 /// In Mbit/s.
 #[derive(Debug)]

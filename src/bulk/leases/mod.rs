@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::config::BandwidthRules;
+use crate::config::bandwidth::Method;
 
 pub use messages::{Grant, LeaseAnswer, LeaseRequest, RefusalReason};
 
@@ -193,6 +194,11 @@ impl Leases {
         self.state().ledger = ByteLedger::restore(day, host, paths);
     }
 
+    /// Where runs connect to.
+    pub(super) fn agent_port(&self) -> u16 {
+        self.state().agent_port
+    }
+
     /// Bytes that are left today for the runs of a path, or with a client.
     pub fn bytes_left(&self, path: &str) -> Option<u64> {
         let state = self.state();
@@ -331,6 +337,15 @@ impl State {
         }
         if !(1..=seconds_max).contains(&request.seconds_max) {
             return outside("seconds", request.seconds_max, 1, seconds_max);
+        }
+        if request.method.is_udp() && connections != 1 {
+            return refused(
+                RefusalReason::Invalid,
+                format!("connections: {connections}; runs over UDP have 1"),
+            );
+        }
+        if request.method == Method::Check && request.rate_bytes_per_second.is_none() {
+            return refused(RefusalReason::Invalid, "rate_bytes_per_second: a check needs a rate".to_owned());
         }
         if let Some(bytes) = request.bytes_max.filter(|bytes| !(1..=self.rules.run_bytes_max).contains(bytes))
         {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use pathmeter_proto::bandwidth::harm::HarmLimits;
@@ -22,10 +22,10 @@ use super::{Failure, print_out, runtime, seed};
 use crate::bandwidth::latency::{LatencyWatch, PathEchoes, echo_probe};
 use crate::bandwidth::run::measure as measure_run;
 use crate::bulk::{
-    BulkConnections, Grant, LeaseClient, LeaseError, LeaseRequest, QueuePlace, RunOutcome, TcpRun,
+    BulkThreads, Grant, LeaseClient, LeaseError, LeaseRequest, QueuePlace, Run, RunMethod, RunOutcome,
 };
 use crate::config::Probe;
-use crate::config::bandwidth::Method;
+use crate::config::bandwidth::{CHECK_TIME, Method, TRAIN_BYTES, check_bytes};
 use crate::config::echo::Echo;
 use crate::config::units;
 use crate::datagram::{self, TimestampMatching};
@@ -38,25 +38,26 @@ pub(super) struct BandwidthArguments {
     /// The agent to measure.
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
-    /// How to measure
-    #[arg(long, short = 'm', default_value = "tcp", value_parser = PossibleValuesParser::new(["tcp"]))]
+    /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion tells
+    /// the rate of the narrowest link; check: whether TARGET can be sent --rate
+    #[arg(long, short = 'm', default_value = "tcp")]
+    #[arg(value_parser = PossibleValuesParser::new(["tcp", "train", "check"]))]
     method: String,
     /// Direction to load: forward is to TARGET; both: one after the other
     #[arg(long, short = 'd', default_value = "both")]
     #[arg(value_parser = PossibleValuesParser::new(["forward", "reverse", "both"]))]
     direction: String,
-    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows
+    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows, or 300kB with train
     #[arg(long, value_name = "SIZE")]
     bytes: Option<String>,
-    /// Stop after N seconds in each direction
-    #[arg(long, short = 't', value_name = "N", default_value_t = 10)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=300))]
-    seconds: u64,
-    /// Number of connections that share the load
+    /// Stop after N seconds in each direction; by default 10, or 1 with check
+    #[arg(long, short = 't', value_name = "N", value_parser = clap::value_parser!(u64).range(1..=300))]
+    seconds: Option<u64>,
+    /// Number of connections that share the load of tcp
     #[arg(long, short = 'P', value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: u16,
-    /// Maximum rate of payload, such as 50Mbit/s
+    /// Maximum rate of payload, such as 50Mbit/s; required by check
     #[arg(long, value_name = "RATE")]
     rate: Option<String>,
     /// Stop when replies to echo requests are this much later than on the idle path, or missing; off: never
@@ -80,6 +81,8 @@ const TARGET_HELP: &str =
 /// What the arguments ask for.
 #[derive(Debug, Clone)]
 struct Wanted {
+    method: Method,
+    seconds: u64,
     directions: Vec<RunDirection>,
     bytes: Option<u64>,
     rate_bytes_per_second: Option<u64>,
@@ -91,6 +94,9 @@ struct Wanted {
 /// Smallest values, as in a configuration file.
 const RATE_MIN: u64 = 100_000;
 const ADDED_DELAY_MIN: Duration = Duration::from_millis(1);
+
+/// Time of a run, but of a check.
+const SECONDS: u64 = 10;
 
 /// Scavenger traffic, which gives way to all other (RFC 8622).
 const DSCP: &str = "le";
@@ -119,6 +125,30 @@ impl BandwidthArguments {
                 Some(HarmLimits { added_delay_max })
             }
         };
+        let method = match self.method.as_str() {
+            "train" => Method::Train,
+            "check" => Method::Check,
+            _ => Method::Tcp,
+        };
+        if method.is_udp() && self.streams != 1 {
+            let problem =
+                format!("--streams: not valid with --method {}, which has no connections", self.method);
+            return Err(Failure::Usage(problem));
+        }
+        let default_seconds = if method == Method::Check { CHECK_TIME.as_secs() } else { SECONDS };
+        let seconds = self.seconds.unwrap_or(default_seconds);
+        let bytes = match (method, rate) {
+            (Method::Check, None) => {
+                let problem = "--method check asks whether TARGET can be sent a rate: add --rate, such as \
+                               --rate 50Mbit/s";
+                return Err(Failure::Usage(problem.to_owned()));
+            }
+            (Method::Check, Some(rate)) => {
+                bytes.or_else(|| Some(check_bytes(rate, Duration::from_secs(seconds))))
+            }
+            (Method::Train, _) => bytes.or(Some(TRAIN_BYTES)),
+            (Method::Tcp, _) => bytes,
+        };
         let directions = match self.direction.as_str() {
             "forward" => vec![RunDirection::Forward],
             "reverse" => vec![RunDirection::Reverse],
@@ -127,7 +157,8 @@ impl BandwidthArguments {
         let dscp = self.to.dscp.as_deref().unwrap_or(DSCP);
         let dscp =
             dscp.parse().map_err(|error: DscpError| Failure::Usage(format!("--dscp: {dscp} {error}")))?;
-        Ok(Wanted { directions, bytes, rate_bytes_per_second: rate.map(|bits| bits.div_ceil(8)), harm, dscp })
+        let rate_bytes_per_second = rate.map(|bits| bits.div_ceil(8));
+        Ok(Wanted { method, seconds, directions, bytes, rate_bytes_per_second, harm, dscp })
     }
 
     /// The echo probe that watches the latency of the path.
@@ -166,7 +197,6 @@ async fn measure(
     let address = target.locate(&arguments.to, echo, transport).await?;
     let runner = Runner {
         wanted: wanted.clone(),
-        seconds: arguments.seconds,
         streams: arguments.streams,
         source: arguments.to.source,
         leases: target.lease_client(address, &arguments.to)?,
@@ -220,48 +250,50 @@ async fn measure(
 #[derive(Debug, Clone)]
 struct Runner {
     wanted: Wanted,
-    seconds: u64,
     streams: u16,
     source: Option<IpAddr>,
     leases: LeaseClient,
     address: IpAddr,
-    threads: Arc<BulkConnections>,
+    threads: Arc<BulkThreads>,
 }
 
 impl Runner {
+    fn request(&self, direction: RunDirection) -> LeaseRequest {
+        LeaseRequest {
+            lease: None,
+            method: self.wanted.method,
+            direction,
+            connections: self.streams,
+            bytes_max: self.wanted.bytes,
+            seconds_max: self.wanted.seconds,
+            rate_bytes_per_second: self.wanted.rate_bytes_per_second,
+            dscp: self.wanted.dscp.value(),
+        }
+    }
+
     /// Waits for a lease.
     async fn lease(
         &self,
         direction: RunDirection,
         on_place: impl FnMut(QueuePlace),
     ) -> Result<Grant, LeaseError> {
-        let request = LeaseRequest {
-            lease: None,
-            method: Method::Tcp,
-            direction,
-            connections: self.streams,
-            bytes_max: self.wanted.bytes,
-            seconds_max: self.seconds,
-            rate_bytes_per_second: self.wanted.rate_bytes_per_second,
-            dscp: self.wanted.dscp.value(),
-        };
-        self.leases.acquire(request, on_place).await
+        self.leases.acquire(self.request(direction), on_place).await
     }
 
     /// The run of a lease.
-    fn run(&self, direction: RunDirection, grant: &Grant) -> anyhow::Result<TcpRun> {
+    fn run(&self, direction: RunDirection, grant: &Grant) -> anyhow::Result<Run> {
         let no_lease = || anyhow!("{} granted no valid lease", self.leases.host);
         let (lease, secret) = grant.decode().ok_or_else(no_lease)?;
-        Ok(TcpRun {
+        Ok(Run {
             to: SocketAddr::new(self.address, grant.agent_port),
             source: self.source,
             dscp: self.wanted.dscp,
             lease,
             secret,
             direction,
-            streams: self.streams,
+            method: RunMethod::of(&self.request(direction)).context("a check needs a rate")?,
             bytes_max: self.wanted.bytes.map_or(grant.bytes_max, |bytes| bytes.min(grant.bytes_max)),
-            duration: Duration::from_secs(self.seconds),
+            duration: Duration::from_secs(self.wanted.seconds),
             rate_max: [self.wanted.rate_bytes_per_second, grant.rate_bytes_per_second]
                 .into_iter()
                 .flatten()
@@ -346,7 +378,7 @@ impl Runner {
     async fn measure_alone(&self, direction: RunDirection) -> anyhow::Result<RunOutcome> {
         let grant = self.lease(direction, |_| {}).await?;
         let run = self.run(direction, &grant)?;
-        Ok(self.threads.runtime()?.spawn(run.run(|_| None)).await??)
+        Ok(self.threads.runtime()?.spawn(run.run(Arc::clone(&self.threads), |_| None)).await??)
     }
 }
 

@@ -4,11 +4,14 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use pathmeter_proto::bandwidth::check::CheckVerdict;
+use pathmeter_proto::bandwidth::dispersion::Dispersion;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use serde_json::{Value, json};
 
 use crate::bulk::{LimitedBy, RunOutcome};
+use crate::config::bandwidth::Method;
 
 /// The results of all runs.
 #[derive(Debug)]
@@ -98,27 +101,11 @@ pub(super) fn live_line(
 
 /// A run, in a few lines.
 fn run_text(run: &RunOutcome) -> String {
-    let relation = if run.is_capacity() { "" } else { "at least " };
-    let throughput =
-        run.throughput().map_or_else(|| "unknown".to_owned(), |rate| relation.to_owned() + &megabits(rate));
-    let (direction, streams, method) = (run.direction.as_str(), run.streams, run.method.as_str());
-    let connections = if streams == 1 { "1 connection".to_owned() } else { format!("{streams} connections") };
-    let control = match run.sender.congestion_control.as_str() {
-        "" => String::new(),
-        name => format!(", {name}"),
+    let mut text = match run.method {
+        Method::Tcp => tcp_text(run),
+        Method::Train => train_text(run),
+        Method::Check => check_text(run),
     };
-    let mut text = format!(
-        "{direction}: {throughput} ({method}, {connections}{control})\n  {} in {:.2} s; {}; {}\n",
-        megabytes(run.bytes),
-        run.duration.as_secs_f64(),
-        stopped(run.stop_reason),
-        limit(run.limited_by),
-    );
-    let _ = write!(text, "  {} segments retransmitted", run.sender.retransmits);
-    if let Some(ratio) = run.loss_ratio() {
-        let _ = write!(text, " ({:.3} % of the bytes)", ratio * 100.0);
-    }
-    text.push('\n');
     match run.latency {
         Some(latency) => {
             let _ = write!(
@@ -138,6 +125,77 @@ fn run_text(run: &RunOutcome) -> String {
         None => text.push_str("  latency unknown: no replies\n"),
     }
     text
+}
+
+fn tcp_text(run: &RunOutcome) -> String {
+    let connections = match run.streams {
+        1 => "1 connection".to_owned(),
+        streams => format!("{streams} connections"),
+    };
+    let control = match run.sender.congestion_control.as_str() {
+        "" => String::new(),
+        name => format!(", {name}"),
+    };
+    let mut text = format!(
+        "{}: {} (tcp, {connections}{control})\n{}",
+        run.direction.as_str(),
+        throughput(run),
+        ending(run)
+    );
+    let _ = write!(text, "  {} segments retransmitted", run.sender.retransmits);
+    if let Some(ratio) = run.loss_ratio() {
+        let _ = write!(text, " ({:.3} % of the bytes)", ratio * 100.0);
+    }
+    text.push('\n');
+    text
+}
+
+/// Trains have a rate, a range, or nothing.
+fn train_text(run: &RunOutcome) -> String {
+    let rate = match run.dispersion() {
+        Some(Dispersion { rate: Some(rate), .. }) => format!("about {}", megabits(rate)),
+        Some(Dispersion { low, high: Some(high), .. }) => format!("{} to {}", megabits(low), megabits(high)),
+        Some(Dispersion { low, high: None, .. }) => format!("at least {}", megabits(low)),
+        None => "unknown".to_owned(),
+    };
+    let mut text = format!("{}: dispersion rate {rate} (train)\n{}", run.direction.as_str(), ending(run));
+    if let Some(sustained) = run.dispersion().and_then(|dispersion| dispersion.sustained) {
+        let _ = writeln!(text, "  a token bucket lets a burst pass, and then {}", megabits(sustained));
+    }
+    text + &lost_text(run)
+}
+
+fn check_text(run: &RunOutcome) -> String {
+    let verdict = match run.verdict() {
+        Some(CheckVerdict::Passed) => "the path carries this rate",
+        Some(CheckVerdict::Loss) => "the path does not carry this rate: datagrams were lost",
+        Some(CheckVerdict::Delay) => "the path does not carry this rate: a queue grew",
+        Some(CheckVerdict::Congestion) => "the path does not carry this rate: routers reported congestion",
+        Some(CheckVerdict::Sender) => "unknown: the sender was slower than this rate",
+        Some(CheckVerdict::Receiver) | None => "unknown: the receiver could not count everything",
+    };
+    let mut text =
+        format!("{}: {verdict}; {} (check)\n{}", run.direction.as_str(), throughput(run), ending(run));
+    let growth = run.load.and_then(|load| load.result.delay_growth);
+    if let Some(micros) = growth.and_then(|micros| u64::try_from(micros).ok()) {
+        let _ = writeln!(text, "  delay grew by {} ms", millis(Duration::from_micros(micros)));
+    }
+    text + &lost_text(run)
+}
+
+fn throughput(run: &RunOutcome) -> String {
+    let relation = if run.is_capacity() { "" } else { "at least " };
+    run.throughput().map_or_else(|| "unknown".to_owned(), |rate| relation.to_owned() + &megabits(rate))
+}
+
+/// What was received, and why it ended.
+fn ending(run: &RunOutcome) -> String {
+    let (bytes, seconds) = (megabytes(run.bytes), run.duration.as_secs_f64());
+    format!("  {bytes} in {seconds:.2} s; {}; {}\n", stopped(run.stop_reason), limit(run.limited_by))
+}
+
+fn lost_text(run: &RunOutcome) -> String {
+    run.loss_ratio().map(|ratio| format!("  {:.3} % lost\n", ratio * 100.0)).unwrap_or_default()
 }
 
 /// The clients of one direction: their sum, and what went wrong.
@@ -184,6 +242,8 @@ const fn stopped(reason: StopReason) -> &'static str {
         StopReason::Time => "time over",
         StopReason::Delay => "stopped: other traffic was delayed",
         StopReason::Loss => "stopped: other traffic was lost",
+        StopReason::Congestion => "stopped: routers reported congestion",
+        StopReason::Host => "stopped: the receiving host was too slow",
         StopReason::Lease => "stopped: the lease has ended",
         StopReason::Peer => "stopped: the other agent ended it or stopped answering",
         StopReason::Operator => "stopped by the user",
