@@ -3,6 +3,7 @@
 mod bandwidth;
 mod demo;
 mod echo;
+mod interrupt;
 mod run;
 mod target;
 mod tls;

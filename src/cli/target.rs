@@ -25,7 +25,7 @@ use crate::resolver;
 use crate::settings::Settings;
 
 /// How a command finds and reaches its target.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct TargetArguments {
     /// DSCP: a number or a name such as ef (default: best effort; of bandwidth: le)
     #[arg(long)]

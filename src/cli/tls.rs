@@ -12,7 +12,7 @@ use crate::settings::SettingsError;
 use crate::tls::Connector;
 
 /// How a command connects with TLS. Each option overrides the configuration.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct TlsArguments {
     /// CA certificates (PEM) to trust, instead of those of the system
     #[arg(long, value_name = "FILE")]

@@ -115,6 +115,7 @@ const RULES: [Rule; 13] = [
             "src/bulk/endpoint.rs",
             "src/cli/bandwidth/mod.rs",
             "src/cli/demo.rs",
+            "src/cli/interrupt.rs",
             "src/cli/run.rs",
             "src/daemon/client_traces/",
             "src/daemon/stored_state.rs",

@@ -16,7 +16,9 @@ use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::{Dscp, DscpError};
 use tokio::task::JoinSet;
 
-use self::summary::{ClientResult, Summary, live_line};
+use self::summary::{ClientResult, live_line};
+pub(super) use self::summary::{DirectionName, Summary};
+use super::interrupt::Interrupt;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::bandwidth::latency::{LatencyWatch, PathEchoes, echo_probe};
@@ -28,7 +30,7 @@ use crate::config::Probe;
 use crate::config::bandwidth::{CHECK_TIME, Method, TRAIN_BYTES, check_bytes};
 use crate::config::echo::Echo;
 use crate::config::units;
-use crate::datagram::{self, TimestampMatching};
+use crate::datagram::{self, DatagramHandle, TimestampMatching};
 use crate::echo::EchoPlan;
 use crate::loops::EVENTS_PENDING_MAX;
 use crate::paths::PathId;
@@ -40,13 +42,25 @@ pub(super) struct BandwidthArguments {
     target: String,
     /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion tells
     /// the rate of the narrowest link; check: whether TARGET can be sent --rate
-    #[arg(long, short = 'm', default_value = "tcp")]
-    #[arg(value_parser = PossibleValuesParser::new(["tcp", "train", "check"]))]
+    #[arg(long, short = 'm', default_value = METHOD)]
+    #[arg(value_parser = PossibleValuesParser::new([METHOD, "train", "check"]))]
     method: String,
     /// Direction to load: forward is to TARGET; both: one after the other
     #[arg(long, short = 'd', default_value = "both")]
     #[arg(value_parser = PossibleValuesParser::new(["forward", "reverse", "both"]))]
     direction: String,
+    #[command(flatten)]
+    load: LoadArguments,
+    #[command(flatten)]
+    to: TargetArguments,
+    /// Print the results as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long, and how much, a path is loaded.
+#[derive(Debug, Clone, Args)]
+pub(super) struct LoadArguments {
     /// Stop after SIZE of payload in each direction; by default as much as TARGET allows, or 300kB with train
     #[arg(long, value_name = "SIZE")]
     bytes: Option<String>,
@@ -68,15 +82,13 @@ pub(super) struct BandwidthArguments {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     concurrent: u16,
-    #[command(flatten)]
-    to: TargetArguments,
-    /// Print the results as one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 const TARGET_HELP: &str =
     "Name of a peer in --config, or [https://]HOST[:HTTP_PORT] of an agent, which must grant the run";
+
+/// The only method.
+const METHOD: &str = "tcp";
 
 /// What the arguments ask for.
 #[derive(Debug, Clone)]
@@ -107,13 +119,13 @@ impl BandwidthArguments {
             let option = option.to_owned();
             move |error: units::UnitError| Failure::Usage(format!("--{option}: {error}"))
         };
-        let bytes = self.bytes.as_deref().map(units::size).transpose().map_err(usage("bytes"))?;
-        let rate = self.rate.as_deref().map(units::bit_rate).transpose().map_err(usage("rate"))?;
-        if let (Some(text), Some(_)) = (&self.rate, rate.filter(|bits| *bits < RATE_MIN)) {
+        let bytes = self.load.bytes.as_deref().map(units::size).transpose().map_err(usage("bytes"))?;
+        let rate = self.load.rate.as_deref().map(units::bit_rate).transpose().map_err(usage("rate"))?;
+        if let (Some(text), Some(_)) = (&self.load.rate, rate.filter(|bits| *bits < RATE_MIN)) {
             let least = units::display_bit_rate(RATE_MIN);
             return Err(Failure::Usage(format!("--rate: {text} is out of range; write at least {least}")));
         }
-        let harm = match self.added_delay_max.as_str() {
+        let harm = match self.load.added_delay_max.as_str() {
             "off" => None,
             text => {
                 let added_delay_max = units::duration(text).map_err(usage("added-delay-max"))?;
@@ -130,13 +142,13 @@ impl BandwidthArguments {
             "check" => Method::Check,
             _ => Method::Tcp,
         };
-        if method.is_udp() && self.streams != 1 {
+        if method.is_udp() && self.load.streams != 1 {
             let problem =
                 format!("--streams: not valid with --method {}, which has no connections", self.method);
             return Err(Failure::Usage(problem));
         }
         let default_seconds = if method == Method::Check { CHECK_TIME.as_secs() } else { SECONDS };
-        let seconds = self.seconds.unwrap_or(default_seconds);
+        let seconds = self.load.seconds.unwrap_or(default_seconds);
         let bytes = match (method, rate) {
             (Method::Check, None) => {
                 let problem = "--method check asks whether TARGET can be sent a rate: add --rate, such as \
@@ -172,78 +184,122 @@ const TICKS_PER_LINE: u32 = 10;
 
 /// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &BandwidthArguments) -> Result<(), Failure> {
-    let (wanted, echo) = (arguments.wanted()?, arguments.echo()?);
-    if arguments.to.port.is_some() {
-        let problem = "--port: not valid with bandwidth, whose ports the agent reports".to_owned();
-        return Err(Failure::Usage(problem));
-    }
-    let request = Request {
-        command: Command::Bandwidth,
-        target: &arguments.target,
-        protocol: "udp",
-        arguments: &arguments.to,
-    };
-    let target = ProbeTarget::new(request)?;
-    runtime()?.block_on(measure(arguments, &wanted, &echo, target))
+    let measurement = BandwidthMeasurement::new(arguments, RunDirection::as_str)?;
+    runtime()?.block_on(async {
+        let session = measurement.start().await?;
+        let mut interrupted = Interrupt::watch();
+        let on_measured = |summary: &Summary, direction| {
+            if let Some(error) = summary.error_of(direction) {
+                // Standard error may be closed.
+                let _ = writeln!(io::stderr(), "error: {}: {error}", direction.as_str());
+            }
+            if arguments.json { Ok(()) } else { print_out(&summary.text_of(direction)) }
+        };
+        let summary = session.measure(&mut interrupted, on_measured).await?;
+        if arguments.json {
+            print_out(&(summary.json().to_string() + "\n"))?;
+        }
+        if summary.has_failures() { Err(Failure::AlreadyReported) } else { Ok(()) }
+    })
 }
 
-async fn measure(
-    arguments: &BandwidthArguments,
-    wanted: &Wanted,
-    echo: &Probe,
-    mut target: ProbeTarget,
-) -> Result<(), Failure> {
-    let transport = &echo.kind.downcast::<Echo>().expect("the arguments describe an echo probe").transport;
-    let address = target.locate(&arguments.to, echo, transport).await?;
-    let runner = Runner {
-        wanted: wanted.clone(),
-        streams: arguments.streams,
-        source: arguments.to.source,
-        leases: target.lease_client(address, &arguments.to)?,
-        address,
-        threads: Arc::default(),
-    };
-    let (events, _) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-    let prober = datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events)?;
-    let kind = echo.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
-    let plan = EchoPlan::new(echo, &Arc::new(kind.clone()), &target.remote(), address, target.settings());
-    let echoes = PathEchoes {
-        keys: plan.keys(target.settings(), target.name()),
-        plan,
-        prober: prober.sender(),
-        id: PathId(1),
-    };
-    let mut summary = Summary::new(&arguments.target, runner.leases.to);
-    let mut interrupted = Interrupt::watch();
-    for direction in &wanted.directions {
-        if arguments.concurrent > 1 {
-            tokio::select! {
-                results = runner.measure_at_once(*direction, arguments.concurrent) => summary.add_clients(results),
-                _ = interrupted.wait() => {}
-            }
-        } else {
-            let is_live = !arguments.json && io::stdout().is_terminal();
-            let outcome = runner.measure(*direction, &echoes, is_live, &mut interrupted).await;
-            if let Some(outcome) = outcome? {
-                if let Err(error) = &outcome {
-                    // Standard error may be closed.
-                    let _ = writeln!(io::stderr(), "error: {}: {error}", direction.as_str());
+/// What to measure, before anything is sent.
+pub(super) struct BandwidthMeasurement<'a> {
+    arguments: &'a BandwidthArguments,
+    wanted: Wanted,
+    echo: Probe,
+    target: ProbeTarget,
+    name_of: DirectionName,
+}
+
+impl<'a> BandwidthMeasurement<'a> {
+    /// # Errors
+    /// If the arguments are not valid, or the target is not in the configuration.
+    pub(super) fn new(arguments: &'a BandwidthArguments, name_of: DirectionName) -> Result<Self, Failure> {
+        let (wanted, echo) = (arguments.wanted()?, arguments.echo()?);
+        if arguments.to.port.is_some() {
+            let problem = "--port: not valid with bandwidth, whose ports the agent reports".to_owned();
+            return Err(Failure::Usage(problem));
+        }
+        let request = Request {
+            command: Command::Bandwidth,
+            target: &arguments.target,
+            protocol: "udp",
+            arguments: &arguments.to,
+        };
+        let target = ProbeTarget::new(request)?;
+        Ok(Self { arguments, wanted, echo, target, name_of })
+    }
+
+    /// Finds the agent, and starts the thread of the echoes.
+    pub(super) async fn start(self) -> Result<Session<'a>, Failure> {
+        let Self { arguments, wanted, echo, mut target, name_of } = self;
+        let kind = echo.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
+        let address = target.locate(&arguments.to, &echo, &kind.transport).await?;
+        let runner = Runner {
+            wanted,
+            streams: arguments.load.streams,
+            source: arguments.to.source,
+            leases: target.lease_client(address, &arguments.to)?,
+            address,
+            threads: Arc::default(),
+            name_of,
+        };
+        let (events, _) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+        let prober = datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events)?;
+        let plan =
+            EchoPlan::new(&echo, &Arc::new(kind.clone()), &target.remote(), address, target.settings());
+        let echoes = PathEchoes {
+            keys: plan.keys(target.settings(), target.name()),
+            plan,
+            prober: prober.sender(),
+            id: PathId(1),
+        };
+        Ok(Session { arguments, runner, prober, echoes })
+    }
+}
+
+/// A measurement whose agent is known.
+pub(super) struct Session<'a> {
+    arguments: &'a BandwidthArguments,
+    runner: Runner,
+    prober: DatagramHandle,
+    echoes: PathEchoes,
+}
+
+impl Session<'_> {
+    /// Measures one direction after the other, until it is interrupted, and passes the results to
+    /// `on_measured` after each.
+    pub(super) async fn measure(
+        self,
+        interrupted: &mut Interrupt,
+        on_measured: impl Fn(&Summary, RunDirection) -> Result<(), Failure>,
+    ) -> Result<Summary, Failure> {
+        let Self { arguments, runner, prober, echoes } = self;
+        let mut summary = Summary::new(&arguments.target, runner.leases.to, runner.name_of);
+        for direction in &runner.wanted.directions {
+            if arguments.load.concurrent > 1 {
+                tokio::select! {
+                    results = runner.measure_at_once(*direction, arguments.load.concurrent) => {
+                        summary.add_clients(results);
+                    }
+                    () = interrupted.wait() => {}
                 }
-                summary.add(*direction, outcome);
+            } else {
+                let is_live = !arguments.json && io::stdout().is_terminal();
+                let outcome = runner.measure(*direction, &echoes, is_live, interrupted).await;
+                if let Some(outcome) = outcome? {
+                    summary.add(*direction, outcome);
+                }
+            }
+            on_measured(&summary, *direction)?;
+            if interrupted.has_come() {
+                break;
             }
         }
-        if !arguments.json {
-            print_out(&summary.text_of(*direction))?;
-        }
-        if interrupted.has_come() {
-            break;
-        }
+        prober.stop(Duration::ZERO);
+        Ok(summary)
     }
-    prober.stop(Duration::ZERO);
-    if arguments.json {
-        print_out(&(summary.json().to_string() + "\n"))?;
-    }
-    if summary.has_failures() { Err(Failure::AlreadyReported) } else { Ok(()) }
 }
 
 /// Measures one target.
@@ -255,6 +311,7 @@ struct Runner {
     leases: LeaseClient,
     address: IpAddr,
     threads: Arc<BulkThreads>,
+    name_of: DirectionName,
 }
 
 impl Runner {
@@ -309,6 +366,7 @@ impl Runner {
         is_live: bool,
         interrupted: &mut Interrupt,
     ) -> Result<Option<Result<RunOutcome, String>>, Failure> {
+        let name = (self.name_of)(direction);
         let show = |line: &str| if is_live { print_out(&format!("\r\x1b[K{line}")) } else { Ok(()) };
         let (mut shown_position, mut has_waited) = (0, false);
         let waiting = self.lease(direction, |place| {
@@ -326,17 +384,17 @@ impl Runner {
         });
         let grant = tokio::select! {
             grant = waiting => grant,
-            _ = interrupted.wait() => return Ok(None),
+            () = interrupted.wait() => return Ok(None),
         };
         let grant = match grant {
             Ok(grant) => grant,
             Err(error) => return Ok(Some(Err(error.to_string()))),
         };
-        show(&format!("{}: measuring the idle path", direction.as_str()))?;
+        show(&format!("{name}: measuring the idle path"))?;
         let mut watch = LatencyWatch::start(echoes.clone(), self.wanted.harm, seed()?);
         let has_baseline = tokio::select! {
             has_baseline = watch.idle() => has_baseline,
-            _ = interrupted.wait() => return Ok(None),
+            () = interrupted.wait() => return Ok(None),
         };
         if !has_baseline && self.wanted.harm.is_some() {
             let _ = writeln!(
@@ -350,12 +408,15 @@ impl Runner {
         let on_progress = |progress: Progress, rtt: Option<Duration>| {
             ticks += 1;
             if ticks.is_multiple_of(TICKS_PER_LINE) && !is_closed {
-                is_closed = show(&live_line(direction, shown, progress, rtt)).is_err();
+                is_closed = show(&live_line(name, shown, progress, rtt)).is_err();
                 shown = progress;
             }
         };
         let run = self.run(direction, &grant)?;
-        let stop = interrupted.wait();
+        let stop = async {
+            interrupted.wait().await;
+            StopReason::Operator
+        };
         let outcome = measure_run(run, &self.threads, &mut watch, |_| None, on_progress, stop).await;
         show("")?;
         Ok(Some(outcome.map_err(|error| error.to_string())))
@@ -379,35 +440,5 @@ impl Runner {
         let grant = self.lease(direction, |_| {}).await?;
         let run = self.run(direction, &grant)?;
         Ok(self.threads.runtime()?.spawn(run.run(Arc::clone(&self.threads), |_| None)).await??)
-    }
-}
-
-/// Waits for Ctrl-C.
-struct Interrupt(tokio::sync::watch::Receiver<bool>);
-
-impl Interrupt {
-    /// Begins to wait. The signal no longer ends the process by itself.
-    fn watch() -> Self {
-        let (sender, has_come) = tokio::sync::watch::channel(false);
-        tokio::spawn(async move {
-            // Without a handler for the signal it ends the process.
-            while tokio::signal::ctrl_c().await.is_ok() {
-                sender.send_replace(true);
-            }
-        });
-        Self(has_come)
-    }
-
-    /// Whether it has come.
-    fn has_come(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Completes when it comes.
-    async fn wait(&mut self) -> StopReason {
-        if self.0.wait_for(|has_come| *has_come).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        StopReason::Operator
     }
 }

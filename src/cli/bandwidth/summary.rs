@@ -13,14 +13,18 @@ use serde_json::{Value, json};
 use crate::bulk::{LimitedBy, RunOutcome};
 use crate::config::bandwidth::Method;
 
+/// The name of a direction in texts.
+pub(in crate::cli) type DirectionName = fn(RunDirection) -> &'static str;
+
 /// The results of all runs.
 #[derive(Debug)]
-pub(super) struct Summary {
+pub(in crate::cli) struct Summary {
     target: String,
     address: SocketAddr,
     /// Results of single runs, or of clients that measured at the same time.
     results: Vec<ClientResult>,
     is_concurrent: bool,
+    name_of: DirectionName,
 }
 
 /// The result of one client.
@@ -34,8 +38,8 @@ pub(super) struct ClientResult {
 }
 
 impl Summary {
-    pub(super) fn new(target: &str, address: SocketAddr) -> Self {
-        Self { target: target.to_owned(), address, results: Vec::new(), is_concurrent: false }
+    pub(super) fn new(target: &str, address: SocketAddr, name_of: DirectionName) -> Self {
+        Self { target: target.to_owned(), address, results: Vec::new(), is_concurrent: false, name_of }
     }
 
     /// Adds a single run.
@@ -51,21 +55,34 @@ impl Summary {
     }
 
     /// Whether a run did not begin, or nothing was received.
-    pub(super) fn has_failures(&self) -> bool {
+    pub(in crate::cli) fn has_failures(&self) -> bool {
         let is_failure = |result: &ClientResult| !result.outcome.as_ref().is_ok_and(|run| run.bytes > 0);
         self.results.is_empty() || self.results.iter().any(is_failure)
     }
 
     /// The results of one direction.
-    pub(super) fn text_of(&self, direction: RunDirection) -> String {
+    pub(in crate::cli) fn text_of(&self, direction: RunDirection) -> String {
         let results = self.results.iter().filter(|result| result.direction == direction);
+        let name = (self.name_of)(direction);
         match self.is_concurrent {
-            true => clients_text(direction, results),
-            false => results.filter_map(|result| result.outcome.as_ref().ok()).map(run_text).collect(),
+            true => clients_text(name, results),
+            false => {
+                let runs = results.filter_map(|result| result.outcome.as_ref().ok());
+                runs.map(|run| run_text(name, run)).collect()
+            }
         }
     }
 
-    pub(super) fn json(&self) -> Value {
+    /// Why the single run of a direction did not begin.
+    pub(super) fn error_of(&self, direction: RunDirection) -> Option<&str> {
+        let mut errors = self.results.iter().filter(|result| result.direction == direction);
+        errors
+            .find_map(|result| result.outcome.as_ref().err())
+            .filter(|_| !self.is_concurrent)
+            .map(String::as_str)
+    }
+
+    pub(in crate::cli) fn json(&self) -> Value {
         let result = |result: &ClientResult| {
             let mut value = match &result.outcome {
                 Ok(outcome) => outcome.json(),
@@ -82,16 +99,11 @@ impl Summary {
 }
 
 /// The line that shows a run in progress.
-pub(super) fn live_line(
-    direction: RunDirection,
-    before: Progress,
-    now: Progress,
-    rtt: Option<Duration>,
-) -> String {
+pub(super) fn live_line(name: &str, before: Progress, now: Progress, rtt: Option<Duration>) -> String {
     let nanos = now.at.since(before.at).as_nanos();
     let bytes = u128::from(now.bytes.saturating_sub(before.bytes));
     let rate = u64::try_from((bytes * 1_000_000_000).checked_div(nanos).unwrap_or(0)).unwrap_or(u64::MAX);
-    let (name, seconds) = (direction.as_str(), now.at.since(Default::default()).as_secs_f64());
+    let seconds = now.at.since(Default::default()).as_secs_f64();
     let mut line = format!("{name}: {seconds:.1} s, {}, {}", megabits(rate), megabytes(now.bytes));
     if let Some(rtt) = rtt {
         let _ = write!(line, ", rtt {} ms", millis(rtt));
@@ -100,11 +112,11 @@ pub(super) fn live_line(
 }
 
 /// A run, in a few lines.
-fn run_text(run: &RunOutcome) -> String {
+fn run_text(name: &str, run: &RunOutcome) -> String {
     let mut text = match run.method {
-        Method::Tcp => tcp_text(run),
-        Method::Train => train_text(run),
-        Method::Check => check_text(run),
+        Method::Tcp => tcp_text(name, run),
+        Method::Train => train_text(name, run),
+        Method::Check => check_text(name, run),
     };
     match run.latency {
         Some(latency) => {
@@ -127,7 +139,7 @@ fn run_text(run: &RunOutcome) -> String {
     text
 }
 
-fn tcp_text(run: &RunOutcome) -> String {
+fn tcp_text(name: &str, run: &RunOutcome) -> String {
     let connections = match run.streams {
         1 => "1 connection".to_owned(),
         streams => format!("{streams} connections"),
@@ -137,8 +149,7 @@ fn tcp_text(run: &RunOutcome) -> String {
         name => format!(", {name}"),
     };
     let mut text = format!(
-        "{}: {} (tcp, {connections}{control})\n{}",
-        run.direction.as_str(),
+        "{name}: {} (tcp, {connections}{control})\n{}",
         throughput(run),
         ending(run)
     );
@@ -151,21 +162,21 @@ fn tcp_text(run: &RunOutcome) -> String {
 }
 
 /// Trains have a rate, a range, or nothing.
-fn train_text(run: &RunOutcome) -> String {
+fn train_text(name: &str, run: &RunOutcome) -> String {
     let rate = match run.dispersion() {
         Some(Dispersion { rate: Some(rate), .. }) => format!("about {}", megabits(rate)),
         Some(Dispersion { low, high: Some(high), .. }) => format!("{} to {}", megabits(low), megabits(high)),
         Some(Dispersion { low, high: None, .. }) => format!("at least {}", megabits(low)),
         None => "unknown".to_owned(),
     };
-    let mut text = format!("{}: dispersion rate {rate} (train)\n{}", run.direction.as_str(), ending(run));
+    let mut text = format!("{name}: dispersion rate {rate} (train)\n{}", ending(run));
     if let Some(sustained) = run.dispersion().and_then(|dispersion| dispersion.sustained) {
         let _ = writeln!(text, "  a token bucket lets a burst pass, and then {}", megabits(sustained));
     }
     text + &lost_text(run)
 }
 
-fn check_text(run: &RunOutcome) -> String {
+fn check_text(name: &str, run: &RunOutcome) -> String {
     let verdict = match run.verdict() {
         Some(CheckVerdict::Passed) => "the path carries this rate",
         Some(CheckVerdict::Loss) => "the path does not carry this rate: datagrams were lost",
@@ -175,7 +186,7 @@ fn check_text(run: &RunOutcome) -> String {
         Some(CheckVerdict::Receiver) | None => "unknown: the receiver could not count everything",
     };
     let mut text =
-        format!("{}: {verdict}; {} (check)\n{}", run.direction.as_str(), throughput(run), ending(run));
+        format!("{name}: {verdict}; {} (check)\n{}", throughput(run), ending(run));
     let growth = run.load.and_then(|load| load.result.delay_growth);
     if let Some(micros) = growth.and_then(|micros| u64::try_from(micros).ok()) {
         let _ = writeln!(text, "  delay grew by {} ms", millis(Duration::from_micros(micros)));
@@ -199,7 +210,7 @@ fn lost_text(run: &RunOutcome) -> String {
 }
 
 /// The clients of one direction: their sum, and what went wrong.
-fn clients_text<'a>(direction: RunDirection, results: impl Iterator<Item = &'a ClientResult>) -> String {
+fn clients_text<'a>(name: &str, results: impl Iterator<Item = &'a ClientResult>) -> String {
     let (mut all, mut rates, mut bytes, mut failures) =
         (0_usize, Vec::new(), 0_u64, Vec::<(&str, usize)>::new());
     for result in results {
@@ -217,8 +228,7 @@ fn clients_text<'a>(direction: RunDirection, results: impl Iterator<Item = &'a C
     }
     rates.sort_unstable();
     let failed: usize = failures.iter().map(|(_, count)| count).sum();
-    let mut text =
-        format!("{}: {} of {all} clients measured, {}", direction.as_str(), all - failed, megabytes(bytes));
+    let mut text = format!("{name}: {} of {all} clients measured, {}", all - failed, megabytes(bytes));
     if let (Some(least), Some(most)) = (rates.first(), rates.last()) {
         let median = rates[rates.len() / 2];
         let _ = write!(

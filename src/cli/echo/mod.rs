@@ -12,7 +12,8 @@ use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use pathmeter_proto::echo::EchoReport;
 
-use self::summary::{DecidedJson, EchoSummary};
+use self::summary::DecidedJson;
+pub(super) use self::summary::EchoSummary;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::bulk::Bulk;
@@ -112,63 +113,122 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
-    let probe = arguments.probe()?;
-    let (target, protocol) = (arguments.target.as_str(), arguments.protocol.as_str());
-    let request = Request { command: Command::Echo, target, protocol, arguments: &arguments.to };
-    let target = ProbeTarget::new(request)?;
-    runtime()?.block_on(measure(arguments, &probe, target))
+    let measurement = EchoMeasurement::new(arguments)?;
+    runtime()?.block_on(async {
+        let session = measurement.locate().await?;
+        if !arguments.json {
+            print_out(&session.title())?;
+        }
+        let mut summary = session.measure().await?;
+        session.print_summary(&mut summary)?;
+        if summary.has_answer() && summary.unexpected == 0 { Ok(()) } else { Err(Failure::AlreadyReported) }
+    })
 }
 
-async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
-    let echo = probe.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
-    let located = target.locate(&arguments.to, probe, &echo.transport).await?;
-    let plan = EchoPlan::new(probe, &Arc::new(echo.clone()), &target.remote(), located, target.settings());
-    let address = match plan.to().port() {
-        // ICMP has no ports.
-        0 => plan.to().ip().to_string(),
-        _ => plan.to().to_string(),
-    };
-    if !arguments.json {
-        let mode = if plan.is_authenticated() { ", authenticated" } else { "" };
-        print_out(&format!(
-            "{} ({address}): {} {} every {}{mode}\n",
-            arguments.target,
-            arguments.count,
-            arguments.units(),
-            display(probe.interval)
-        ))?;
+/// What to measure, before anything is sent.
+pub(super) struct EchoMeasurement<'a> {
+    arguments: &'a EchoArguments,
+    probe: Probe,
+    target: ProbeTarget,
+}
+
+impl<'a> EchoMeasurement<'a> {
+    /// # Errors
+    /// If the arguments are not valid, or the target is not in the configuration.
+    pub(super) fn new(arguments: &'a EchoArguments) -> Result<Self, Failure> {
+        let probe = arguments.probe()?;
+        let (target, protocol) = (arguments.target.as_str(), arguments.protocol.as_str());
+        let request = Request { command: Command::Echo, target, protocol, arguments: &arguments.to };
+        Ok(Self { arguments, probe, target: ProbeTarget::new(request)? })
     }
-    let (tap, reports) = channel();
-    let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-    let loops = Loops {
-        prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
-        streams: stream::spawn(sender)?,
-        probe_budget: Arc::default(),
-        traces: Arc::default(),
-        quoted_headers: Arc::default(),
-        own_flow: OwnFlowPermission::default(),
-        bulk: Bulk::default(),
-    };
-    let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
-    let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
-    let start = StartContext {
-        id: PathId(1),
-        key: &key,
-        settings: target.settings(),
-        loops: &loops,
-        peer_left_at: None,
-        seed: seed()?,
-        followed: Arc::default(),
-    };
-    let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, reports: tap }));
-    let run = Measurement { arguments, address, reports, loops, path, grace: echo.lost_after };
-    run.watch(events).await
+
+    /// Finds the address and the ports of the target.
+    pub(super) async fn locate(self) -> anyhow::Result<EchoSession<'a>> {
+        let Self { arguments, probe, mut target } = self;
+        let echo = probe.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
+        let located = target.locate(&arguments.to, &probe, &echo.transport).await?;
+        let plan =
+            EchoPlan::new(&probe, &Arc::new(echo.clone()), &target.remote(), located, target.settings());
+        let address = match plan.to().port() {
+            // ICMP has no ports.
+            0 => plan.to().ip().to_string(),
+            _ => plan.to().to_string(),
+        };
+        let (interval, grace) = (probe.interval, echo.lost_after);
+        Ok(EchoSession { arguments, target, plan, address, interval, grace })
+    }
+}
+
+/// A measurement whose address is known.
+pub(super) struct EchoSession<'a> {
+    arguments: &'a EchoArguments,
+    target: ProbeTarget,
+    plan: EchoPlan,
+    /// With the port, if the protocol has ports.
+    pub(super) address: String,
+    interval: Duration,
+    /// How long to wait for the last replies after an interruption.
+    grace: Duration,
+}
+
+impl EchoSession<'_> {
+    fn title(&self) -> String {
+        let mode = if self.plan.is_authenticated() { ", authenticated" } else { "" };
+        format!(
+            "{} ({}): {} {} every {}{mode}\n",
+            self.arguments.target,
+            self.address,
+            self.arguments.count,
+            self.arguments.units(),
+            display(self.interval)
+        )
+    }
+
+    /// Sends the requests and waits for the replies, or until it is interrupted.
+    pub(super) async fn measure(&self) -> Result<EchoSummary, Failure> {
+        let (tap, reports) = channel();
+        let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+        let loops = Loops {
+            prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
+            streams: stream::spawn(sender)?,
+            probe_budget: Arc::default(),
+            traces: Arc::default(),
+            quoted_headers: Arc::default(),
+            own_flow: OwnFlowPermission::default(),
+            bulk: Bulk::default(),
+        };
+        let family = if self.plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
+        let key = PathKey { probe: "once".into(), peer: self.target.name().into(), family };
+        let start = StartContext {
+            id: PathId(1),
+            key: &key,
+            settings: self.target.settings(),
+            loops: &loops,
+            peer_left_at: None,
+            seed: seed()?,
+            followed: Arc::default(),
+        };
+        let finite = FiniteRun { count: self.arguments.count, reports: tap };
+        let path = EchoPath::start(self.plan.clone(), &start, None, Some(finite));
+        let run = Measurement { arguments: self.arguments, reports, loops, path, grace: self.grace };
+        run.watch(events).await
+    }
+
+    fn print_summary(&self, summary: &mut EchoSummary) -> Result<(), Failure> {
+        let (target, address) = (&self.arguments.target, &self.address);
+        let text = match self.arguments.json {
+            true => {
+                serde_json::to_string(&summary.json(target, address)).map_err(anyhow::Error::from)? + "\n"
+            }
+            false => summary.text(target, address),
+        };
+        if self.arguments.json || summary.has_sent() { print_out(&text) } else { Ok(()) }
+    }
 }
 
 /// A running measurement.
 struct Measurement<'a> {
     arguments: &'a EchoArguments,
-    address: String,
     reports: Receiver<EchoReport>,
     loops: Loops,
     path: EchoPath,
@@ -177,7 +237,7 @@ struct Measurement<'a> {
 }
 
 impl Measurement<'_> {
-    async fn watch(self, mut events: tokio::sync::mpsc::Receiver<LoopEvent>) -> Result<(), Failure> {
+    async fn watch(self, mut events: tokio::sync::mpsc::Receiver<LoopEvent>) -> Result<EchoSummary, Failure> {
         let mut summary = EchoSummary::default();
         let is_live = !self.arguments.json && io::stdout().is_terminal();
         let mut ticker = tokio::time::interval(PROGRESS_INTERVAL);
@@ -233,7 +293,7 @@ impl Measurement<'_> {
         if is_live {
             print_out("\r\x1b[K")?;
         }
-        self.print_summary(summary)
+        Ok(summary)
     }
 
     /// Adds the reports since the last call, and prints them with `--json-each`.
@@ -248,17 +308,5 @@ impl Measurement<'_> {
             }
         }
         if lines.is_empty() { Ok(()) } else { print_out(&lines) }
-    }
-
-    fn print_summary(&self, mut summary: EchoSummary) -> Result<(), Failure> {
-        let (target, address) = (&self.arguments.target, &self.address);
-        let text = match self.arguments.json {
-            true => summary.json(target, address).map_err(anyhow::Error::from)? + "\n",
-            false => summary.text(target, address),
-        };
-        if self.arguments.json || summary.has_sent() {
-            print_out(&text)?;
-        }
-        if summary.has_answer() && summary.unexpected == 0 { Ok(()) } else { Err(Failure::AlreadyReported) }
     }
 }

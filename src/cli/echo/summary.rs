@@ -11,7 +11,7 @@ use serde::Serialize;
 
 /// Counts and durations from all reports of one path.
 #[derive(Debug, Default)]
-pub(super) struct EchoSummary {
+pub(in crate::cli) struct EchoSummary {
     sent: u64,
     received: u64,
     late: u64,
@@ -79,8 +79,9 @@ impl TimestampOrigin {
     }
 }
 
+/// The object of `--json`.
 #[derive(Debug, Serialize)]
-struct SummaryJson {
+pub(in crate::cli) struct SummaryJson {
     target: String,
     address: String,
     sent: u64,
@@ -198,12 +199,12 @@ impl EchoSummary {
     }
 
     /// Whether a reply was received.
-    pub(super) fn has_answer(&self) -> bool {
+    pub(in crate::cli) fn has_answer(&self) -> bool {
         self.received > 0
     }
 
     /// Whether a datagram was sent or due.
-    pub(super) fn has_sent(&self) -> bool {
+    pub(in crate::cli) fn has_sent(&self) -> bool {
         self.sent + self.unsent + self.not_sent() > 0
     }
 
@@ -220,11 +221,11 @@ impl EchoSummary {
     }
 
     /// The summary as one JSON object.
-    pub(super) fn json(&mut self, target: &str, address: &str) -> serde_json::Result<String> {
+    pub(in crate::cli) fn json(&mut self, target: &str, address: &str) -> SummaryJson {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
         let rtt = |q| quantile(&self.round_trips, q).map(|rtt| rtt.as_secs_f64());
-        let json = SummaryJson {
+        SummaryJson {
             target: target.to_owned(),
             address: address.to_owned(),
             sent: self.sent,
@@ -252,8 +253,7 @@ impl EchoSummary {
             },
             hops: self.hops,
             timestamps: Timestamps { transmit: self.timestamps[0], receive: self.timestamps[1] },
-        };
-        serde_json::to_string(&json)
+        }
     }
 
     /// The summary as text of several lines.

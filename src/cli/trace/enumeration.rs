@@ -1,28 +1,25 @@
 //! `pathmeter probe trace --enumerate`.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use anyhow::anyhow;
 use pathmeter_proto::machine::NotSent;
 use pathmeter_proto::trace::{Completeness, Enumerated, EnumerationReport, EqualCostPaths};
-use tokio::sync::mpsc::{Receiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 
 use super::super::{Failure, print_out};
 use super::TraceArguments;
 use crate::loops::LoopEvent;
-use crate::probe::StartContext;
-use crate::trace::{TraceParameters, completeness_name, enumerated_json};
+use crate::trace::{completeness_name, enumerated_json};
 
-/// Enumerates the paths to the target and prints them.
-pub(super) async fn enumerate(
+/// Waits for the paths to the target and prints them.
+pub(super) async fn print_enumeration(
     arguments: &TraceArguments,
-    parameters: TraceParameters<'_>,
-    start: &StartContext<'_>,
+    address: IpAddr,
+    reports: &mut UnboundedReceiver<EnumerationReport>,
     events: &mut Receiver<LoopEvent>,
 ) -> Result<(), Failure> {
-    let (sender, mut reports) = unbounded_channel();
-    crate::trace::enumerate(parameters, start, sender);
-    let address = parameters.address;
     if !arguments.json {
         print_out(&format!("{address}: equal-cost paths over UDP, at most {} hops\n", arguments.max_hops))?;
     }

@@ -11,16 +11,16 @@ mod table;
 mod timeouts;
 mod watcher;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use pathmeter_proto::probe_budget::ProbeBudget;
-use tokio::sync::mpsc::{channel, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel, unbounded_channel};
 
-use self::enumeration::enumerate;
+use self::enumeration::print_enumeration;
 use self::names::names_text;
 use self::routes::Routes;
 use self::watcher::Watcher;
@@ -33,7 +33,7 @@ use crate::config::trace;
 use crate::config::units::{display, duration};
 use crate::config::{Probe, TraceMethod};
 use crate::datagram::{self, TimestampMatching};
-use crate::loops::EVENTS_PENDING_MAX;
+use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, OwnFlowPermission, StartContext};
 use crate::stream;
@@ -84,95 +84,168 @@ fn wait(text: &str) -> Result<Duration, String> {
 /// The largest value of `--max-hops`.
 const MAX_HOPS: u8 = 64;
 
-/// Traces the target of the arguments and prints the routes.
-pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
-    let TraceArguments { protocol, flows, .. } = arguments;
-    let mut options = vec![("protocol", Argument::Text(protocol.clone()))];
-    match (protocol.as_str(), flows) {
-        ("tcp", 1) => {}
-        ("tcp", _) => {
-            let problem = "--flows is not valid with --protocol tcp, whose segments all have the same ports";
+impl TraceArguments {
+    /// The echo probe whose packets are traced. The rules are those of a configuration file.
+    fn probe(&self) -> Result<Probe, Failure> {
+        let Self { protocol, flows, .. } = self;
+        let mut options = vec![("protocol", Argument::Text(protocol.clone()))];
+        match (protocol.as_str(), flows) {
+            ("tcp", 1) => {}
+            ("tcp", _) => {
+                let problem =
+                    "--flows is not valid with --protocol tcp, whose segments all have the same ports";
+                return Err(Failure::Usage(problem.to_owned()));
+            }
+            (_, flows) => options.push(("flows", Argument::Number(*flows))),
+        }
+        if protocol == "tcp" && !self.wait.is_zero() {
+            let problem =
+                "--wait is not valid with --protocol tcp, whose connection attempts have ended by then";
             return Err(Failure::Usage(problem.to_owned()));
         }
-        (_, flows) => options.push(("flows", Argument::Number(*flows))),
+        if self.to.port.is_some() && protocol == "icmp" {
+            return Err(Failure::Usage(
+                "--port is not valid with --protocol icmp, which has no ports".to_owned(),
+            ));
+        }
+        if self.enumerate && protocol != "udp" {
+            return Err(Failure::Usage("--enumerate needs --protocol udp".to_owned()));
+        }
+        options.extend(self.to.options());
+        probe_from_options(options).map_err(Failure::Usage)
     }
-    if protocol == "tcp" && !arguments.wait.is_zero() {
-        let problem = "--wait is not valid with --protocol tcp, whose connection attempts have ended by then";
-        return Err(Failure::Usage(problem.to_owned()));
-    }
-    if arguments.to.port.is_some() && protocol == "icmp" {
-        return Err(Failure::Usage(
-            "--port is not valid with --protocol icmp, which has no ports".to_owned(),
-        ));
-    }
-    if arguments.enumerate && protocol != "udp" {
-        return Err(Failure::Usage("--enumerate needs --protocol udp".to_owned()));
-    }
-    options.extend(arguments.to.options());
-    let probe = probe_from_options(options).map_err(Failure::Usage)?;
-    let (command, target) = (Command::Trace, arguments.target.as_str());
-    let request = Request { command, target, protocol, arguments: &arguments.to };
-    let target = ProbeTarget::new(request)?;
-    runtime()?.block_on(trace(arguments, &probe, target))
 }
 
-async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
-    let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
-    let address = target.locate(&arguments.to, probe, &echo.transport).await?;
-    let limits = target.settings().config.trace.probe_limits();
-    let (sender, mut reports) = unbounded_channel();
-    let (events_sender, mut events) = channel(EVENTS_PENDING_MAX);
-    let loops = Loops {
-        prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events_sender.clone())?,
-        streams: stream::spawn(events_sender)?,
-        probe_budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
-        traces: Arc::default(),
-        quoted_headers: Arc::default(),
-        own_flow: OwnFlowPermission::default(),
-        bulk: Bulk::default(),
-    };
-    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
-    let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
-    let start = StartContext {
-        id: PathId(1),
-        key: &key,
-        settings: target.settings(),
-        loops: &loops,
-        peer_left_at: None,
-        seed: seed()?,
-        followed: Arc::default(),
-    };
-    let traced = trace::Trace {
-        follows: String::new(),
-        transport: echo.transport.clone(),
-        hops_max: arguments.max_hops,
-        method: TraceMethod::Unprivileged,
-        hop_metrics: false,
-    };
-    let parameters = TraceParameters { probe, trace: &traced, remote: target.remote(), address };
-    if arguments.enumerate {
-        let outcome = enumerate(arguments, parameters, &start, &mut events).await;
-        loops.stop(Duration::ZERO);
-        while events.recv().await.is_some() {}
-        return outcome;
+/// Traces the target of the arguments and prints the routes.
+pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
+    let measurement = TraceMeasurement::new(arguments)?;
+    runtime()?.block_on(async {
+        let session = measurement.start().await?;
+        if arguments.enumerate {
+            return session.enumerate().await;
+        }
+        let mut routes = session.routes();
+        if !arguments.json {
+            print_out(&routes.title())?;
+        }
+        let outcome = session.trace(&mut routes, !arguments.json).await;
+        if arguments.json && (outcome.is_ok() || routes.has_trace()) {
+            print_out(&(routes.json().to_string() + "\n"))?;
+        }
+        outcome?;
+        if !arguments.json && !arguments.numeric {
+            print_out(&names_text(routes.routers()).await)?;
+        }
+        if routes.is_reached() { Ok(()) } else { Err(Failure::AlreadyReported) }
+    })
+}
+
+/// What to trace, before anything is sent.
+pub(super) struct TraceMeasurement<'a> {
+    arguments: &'a TraceArguments,
+    probe: Probe,
+    target: ProbeTarget,
+}
+
+impl<'a> TraceMeasurement<'a> {
+    /// # Errors
+    /// If the arguments are not valid, or the target is not in the configuration.
+    pub(super) fn new(arguments: &'a TraceArguments) -> Result<Self, Failure> {
+        let probe = arguments.probe()?;
+        let (target, protocol) = (arguments.target.as_str(), arguments.protocol.as_str());
+        let request = Request { command: Command::Trace, target, protocol, arguments: &arguments.to };
+        Ok(Self { arguments, probe, target: ProbeTarget::new(request)? })
     }
-    let to = SocketAddr::new(address, target.remote().port(&echo.transport));
-    crate::trace::start(parameters, &start, sender);
-    let mut routes = Routes::new(arguments, to);
-    if !arguments.json {
-        print_out(&routes.title())?;
+
+    /// Finds the target, and starts the threads that measure.
+    pub(super) async fn start(self) -> Result<TraceSession<'a>, Failure> {
+        let Self { arguments, probe, mut target } = self;
+        let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
+        let transport = echo.transport.clone();
+        let address = target.locate(&arguments.to, &probe, &transport).await?;
+        let limits = target.settings().config.trace.probe_limits();
+        let (sender, events) = channel(EVENTS_PENDING_MAX);
+        let loops = Loops {
+            prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
+            streams: stream::spawn(sender)?,
+            probe_budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
+            traces: Arc::default(),
+            quoted_headers: Arc::default(),
+            own_flow: OwnFlowPermission::default(),
+            bulk: Bulk::default(),
+        };
+        let traced = trace::Trace {
+            follows: String::new(),
+            transport,
+            hops_max: arguments.max_hops,
+            method: TraceMethod::Unprivileged,
+            hop_metrics: false,
+        };
+        let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+        let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
+        Ok(TraceSession { arguments, probe, target, address, loops, events, traced, key, seed: seed()? })
     }
-    let mut watcher = Watcher { routes: &mut routes, reports: &mut reports, events: &mut events };
-    let outcome = watcher.watch().await;
-    loops.stop(Duration::ZERO);
-    // The threads drop their senders when they end.
-    while events.recv().await.is_some() {}
-    if arguments.json && (outcome.is_ok() || routes.has_trace()) {
-        print_out(&(routes.json().to_string() + "\n"))?;
+}
+
+/// A measurement whose address is known.
+pub(super) struct TraceSession<'a> {
+    arguments: &'a TraceArguments,
+    probe: Probe,
+    target: ProbeTarget,
+    address: IpAddr,
+    loops: Loops,
+    events: Receiver<LoopEvent>,
+    traced: trace::Trace,
+    key: PathKey,
+    seed: u64,
+}
+
+impl<'a> TraceSession<'a> {
+    /// No routes yet.
+    pub(super) fn routes(&self) -> Routes<'a> {
+        let port = self.target.remote().port(&self.traced.transport);
+        Routes::new(self.arguments, SocketAddr::new(self.address, port))
     }
-    outcome?;
-    if !arguments.json && !arguments.numeric {
-        print_out(&names_text(routes.routers()).await)?;
+
+    /// Traces the target, and prints each hop as soon as it is known if `is_printed`. If the future is
+    /// dropped, the routes have what is known so far.
+    pub(super) async fn trace(mut self, routes: &mut Routes<'_>, is_printed: bool) -> Result<(), Failure> {
+        let (sender, mut reports) = unbounded_channel();
+        crate::trace::start(self.parameters(), &self.context(), sender);
+        let (reports, events) = (&mut reports, &mut self.events);
+        let outcome = Watcher { routes, reports, events, is_printed }.watch().await;
+        self.stop().await;
+        outcome
     }
-    if routes.is_reached() { Ok(()) } else { Err(Failure::AlreadyReported) }
+
+    async fn enumerate(mut self) -> Result<(), Failure> {
+        let (sender, mut reports) = unbounded_channel();
+        crate::trace::enumerate(self.parameters(), &self.context(), sender);
+        let outcome = print_enumeration(self.arguments, self.address, &mut reports, &mut self.events).await;
+        self.stop().await;
+        outcome
+    }
+
+    fn parameters(&self) -> TraceParameters<'_> {
+        let remote = self.target.remote();
+        TraceParameters { probe: &self.probe, trace: &self.traced, remote, address: self.address }
+    }
+
+    fn context(&self) -> StartContext<'_> {
+        StartContext {
+            id: PathId(1),
+            key: &self.key,
+            settings: self.target.settings(),
+            loops: &self.loops,
+            peer_left_at: None,
+            seed: self.seed,
+            followed: Arc::default(),
+        }
+    }
+
+    /// Waits until the threads have ended: they drop their senders then.
+    async fn stop(mut self) {
+        self.loops.stop(Duration::ZERO);
+        while self.events.recv().await.is_some() {}
+    }
 }

@@ -16,7 +16,7 @@ use super::TraceArguments;
 use crate::clock::Clock;
 
 /// The first trace of each flow in each direction.
-pub(super) struct Routes<'a> {
+pub(in crate::cli) struct Routes<'a> {
     pub(super) arguments: &'a TraceArguments,
     /// The port is 0 over ICMP.
     pub(super) to: SocketAddr,

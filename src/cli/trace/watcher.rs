@@ -19,11 +19,12 @@ pub(super) struct Watcher<'a, 'b> {
     pub(super) routes: &'a mut Routes<'b>,
     pub(super) reports: &'a mut UnboundedReceiver<DirectedReport>,
     pub(super) events: &'a mut Receiver<LoopEvent>,
+    /// Whether each hop is printed as soon as it and all before it are known.
+    pub(super) is_printed: bool,
 }
 
 impl Watcher<'_, '_> {
-    /// Waits for the traces and, unless they are for JSON, prints each hop as soon as it and all before it
-    /// are known.
+    /// Waits for the traces.
     pub(super) async fn watch(&mut self) -> Result<(), Failure> {
         for (direction, timeout) in
             [(Direction::Forward, FORWARD_TIMEOUT), (Direction::Reverse, REVERSE_TIMEOUT)]
@@ -44,7 +45,7 @@ impl Watcher<'_, '_> {
 
     /// Waits for the trace of one flow, and prints its hops.
     async fn watch_flow(&mut self, flow: DirectedFlow, deadline: Timestamp) -> Result<(), Failure> {
-        let is_printed = !self.routes.arguments.json;
+        let is_printed = self.is_printed;
         let mut next = 1;
         loop {
             while let Some(text) = self.routes.line(flow, next).filter(|_| is_printed) {
