@@ -1,5 +1,6 @@
 //! The command line.
 
+mod all;
 mod bandwidth;
 mod demo;
 mod echo;
@@ -66,6 +67,8 @@ enum Action {
 
 #[derive(Debug, Subcommand)]
 enum ProbeCommand {
+    /// Measure latency, route, download and upload to one host, one after the other
+    All(Box<all::AllArguments>),
     /// Measure loss by direction, RTT and jitter to one host
     Echo(Box<echo::EchoArguments>),
     /// Measure throughput to and from one agent, and the latency under load
@@ -190,6 +193,7 @@ fn run_command(action: Action) -> Result<(), Failure> {
     match action {
         Action::Run(arguments) => run::run(&arguments),
         Action::Check(arguments) => run::check(&arguments),
+        Action::Probe { kind: ProbeCommand::All(arguments) } => all::run(&arguments),
         Action::Probe { kind: ProbeCommand::Echo(arguments) } => echo::run(&arguments),
         Action::Probe { kind: ProbeCommand::Bandwidth(arguments) } => bandwidth::run(&arguments),
         Action::Probe { kind: ProbeCommand::Trace(arguments) } => trace::run(&arguments),

@@ -50,6 +50,11 @@ pub(super) struct TargetArguments {
 }
 
 impl TargetArguments {
+    /// The same target with the ports that its agent reports.
+    pub(super) fn without_port(&self) -> Self {
+        Self { port: None, ..self.clone() }
+    }
+
     /// The options that every probe has, as in a configuration file.
     pub(super) fn options(&self) -> Vec<(&'static str, Argument)> {
         let text = |text: &str| Argument::Text(text.to_owned());
@@ -78,6 +83,14 @@ pub(super) struct Request<'a> {
     pub(super) target: &'a str,
     pub(super) protocol: &'a str,
     pub(super) arguments: &'a TargetArguments,
+}
+
+/// A host on the command line does not report the identity of an agent.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}\n{remedy}")]
+pub(super) struct NoIdentity {
+    pub(super) reason: String,
+    remedy: String,
 }
 
 /// The host that is measured, with the settings for it.
@@ -325,11 +338,12 @@ impl ProbeTarget {
                     Command::Echo => "pathmeter probe echo --protocol icmp",
                     Command::Trace => "--protocol icmp, or --protocol tcp with a --port",
                 };
-                bail!(
-                    "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
-                     --port {}; for any other host, use {other}",
-                    stamp::PORT
-                )
+                let port = stamp::PORT;
+                let remedy = format!(
+                    "is an agent running there? for a STAMP reflector, give its port, for example --port {port}; \
+                     for any other host, use {other}"
+                );
+                Err(NoIdentity { reason: reason.to_string(), remedy }.into())
             }
         }
     }

@@ -88,7 +88,7 @@ fn probe_json_ends_with_one_object() {
     assert_eq!(found["hops"], json!({"forward": 0, "reverse": 0}));
     assert_eq!(found["timestamps"], json!({"transmit": "kernel", "receive": "kernel"}));
     let mut documented: Vec<&str> = "target address sent received late duplicates reordered unsent send_errors host_dropped \
-         withdrawn lost.forward lost.reverse lost.unknown rtt_seconds.min rtt_seconds.mean rtt_seconds.p50 \
+         withdrawn lost.forward lost.reverse lost.unknown rtt_seconds.min rtt_seconds.mean rtt_seconds.stddev rtt_seconds.p50 \
          rtt_seconds.p90 rtt_seconds.p99 rtt_seconds.max ipdv_seconds.mean ipdv_seconds.p99 hops.forward hops.reverse \
          timestamps.transmit timestamps.receive unexpected"
         .split_whitespace()
@@ -303,11 +303,12 @@ fn name_argument_and_environment_override_the_file() {
 
 #[test]
 fn help_matches_the_snapshot() {
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &[],
         &["run"],
         &["check"],
         &["probe"],
+        &["probe", "all"],
         &["probe", "echo"],
         &["probe", "bandwidth"],
         &["demo"],

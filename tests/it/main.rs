@@ -18,6 +18,7 @@ mod drift;
 mod http;
 mod limits;
 mod loopback;
+mod probe_all;
 #[cfg(feature = "tls")]
 mod reference;
 mod reload;

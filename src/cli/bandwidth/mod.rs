@@ -77,8 +77,8 @@ pub(super) struct LoadArguments {
     /// Stop when replies to echo requests are this much later than on the idle path, or missing; off: never
     #[arg(long, value_name = "DURATION|off", default_value = "10ms")]
     added_delay_max: String,
-    /// Number of clients that measure at the same time, each with its own lease; above 1 the latency is not
-    /// measured, and delay stops no run
+    /// Number of clients that measure at the same time, each with its own lease; above 1 the latency under
+    /// load is not measured, and delay stops no run
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     concurrent: u16,
@@ -114,6 +114,17 @@ const SECONDS: u64 = 10;
 const DSCP: &str = "le";
 
 impl BandwidthArguments {
+    /// A measurement of one direction.
+    pub(super) fn of_direction(
+        direction: RunDirection,
+        target: String,
+        load: LoadArguments,
+        to: TargetArguments,
+        json: bool,
+    ) -> Self {
+        Self { target, method: METHOD.to_owned(), direction: direction.as_str().to_owned(), load, to, json }
+    }
+
     fn wanted(&self) -> Result<Wanted, Failure> {
         let usage = |option: &str| {
             let option = option.to_owned();

@@ -37,6 +37,13 @@ pub(super) struct ClientResult {
     pub(super) outcome: Result<RunOutcome, String>,
 }
 
+impl ClientResult {
+    /// Whether the run did not begin, or nothing was received.
+    fn has_failed(&self) -> bool {
+        !self.outcome.as_ref().is_ok_and(|run| run.bytes > 0)
+    }
+}
+
 impl Summary {
     pub(super) fn new(target: &str, address: SocketAddr, name_of: DirectionName) -> Self {
         Self { target: target.to_owned(), address, results: Vec::new(), is_concurrent: false, name_of }
@@ -54,10 +61,25 @@ impl Summary {
         self.is_concurrent = true;
     }
 
+    /// Whether there is no result, because it was interrupted.
+    pub(in crate::cli) fn is_empty(&self) -> bool {
+        self.results.is_empty()
+    }
+
     /// Whether a run did not begin, or nothing was received.
     pub(in crate::cli) fn has_failures(&self) -> bool {
-        let is_failure = |result: &ClientResult| !result.outcome.as_ref().is_ok_and(|run| run.bytes > 0);
-        self.results.is_empty() || self.results.iter().any(is_failure)
+        self.results.is_empty() || self.results.iter().any(ClientResult::has_failed)
+    }
+
+    /// What went wrong: why runs did not begin, or that nothing was received.
+    pub(in crate::cli) fn failure(&self) -> Option<String> {
+        let failed: Vec<&ClientResult> = self.results.iter().filter(|result| result.has_failed()).collect();
+        let first =
+            failed.first()?.outcome.as_ref().map_or_else(String::as_str, |_| "no payload was received");
+        Some(match self.is_concurrent {
+            true => format!("{} of {} clients failed: {first}", failed.len(), self.results.len()),
+            false => first.to_owned(),
+        })
     }
 
     /// The results of one direction.

@@ -13,7 +13,7 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use pathmeter_proto::echo::EchoReport;
 
 use self::summary::DecidedJson;
-pub(super) use self::summary::EchoSummary;
+pub(super) use self::summary::{EchoSummary, SummaryJson};
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::bulk::Bulk;
@@ -71,6 +71,15 @@ pub(super) struct EchoArguments {
     json_each: bool,
 }
 
+/// What another command chooses of the arguments.
+pub(super) struct EchoRequests {
+    pub(super) target: String,
+    pub(super) protocol: String,
+    pub(super) count: u64,
+    pub(super) interval: String,
+    pub(super) size: Option<String>,
+}
+
 const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
                            with --port, HOST of a STAMP reflector; with --protocol icmp, any HOST; \
                            with --protocol websocket or http, any URL";
@@ -78,6 +87,26 @@ const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HO
 const PROTOCOLS: [&str; 5] = ["udp", "icmp", "tcp", "websocket", "http"];
 
 impl EchoArguments {
+    /// So many requests at this interval, with the defaults of the other options.
+    pub(super) fn of_requests(requests: EchoRequests, to: TargetArguments, json: bool) -> Self {
+        let EchoRequests { target, protocol, count, interval, size } = requests;
+        Self {
+            target,
+            protocol,
+            count,
+            interval,
+            size,
+            flows: None,
+            dont_fragment: false,
+            format: None,
+            expect_status: Vec::new(),
+            expect_body: None,
+            to,
+            json,
+            json_each: false,
+        }
+    }
+
     /// The name of what is sent, in the plural.
     fn units(&self) -> &'static str {
         match self.protocol.as_str() {

@@ -105,6 +105,7 @@ pub(in crate::cli) struct SummaryJson {
 struct RttSummary {
     min: Option<f64>,
     mean: Option<f64>,
+    stddev: Option<f64>,
     p50: Option<f64>,
     p90: Option<f64>,
     p99: Option<f64>,
@@ -242,6 +243,7 @@ impl EchoSummary {
             rtt_seconds: RttSummary {
                 min: self.round_trips.first().map(Duration::as_secs_f64),
                 mean: mean(&self.round_trips).map(|mean| mean.as_secs_f64()),
+                stddev: standard_deviation(&self.round_trips).map(|deviation| deviation.as_secs_f64()),
                 p50: rtt(0.5),
                 p90: rtt(0.9),
                 p99: rtt(0.99),
@@ -256,16 +258,14 @@ impl EchoSummary {
         }
     }
 
-    /// The summary as text of several lines.
-    pub(super) fn text(&mut self, target: &str, address: &str) -> String {
-        self.round_trips.sort_unstable();
-        self.variations.sort_unstable();
+    /// What became of the datagrams, in a line or more.
+    pub(in crate::cli) fn counts(&self) -> String {
         let Lost { forward, reverse, unknown } = self.lost;
         let lost = forward + reverse + unknown;
         let decided = self.received + lost;
         #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
         let percent = if decided == 0 { 0.0 } else { lost as f64 * 100.0 / decided as f64 };
-        let mut out = format!("--- {target} ({address}) ---\n");
+        let mut out = String::new();
         let _ = writeln!(
             out,
             "{} sent, {} received, {lost} lost ({percent:.1} %: forward {forward}, reverse {reverse}, unknown {unknown})",
@@ -292,6 +292,22 @@ impl EchoSummary {
         if let Some(kind) = &self.icmp {
             let _ = writeln!(out, "ICMP: {kind}");
         }
+        out
+    }
+
+    /// The RTTs in a few numbers; `None` without a reply.
+    pub(in crate::cli) fn rtts(&self) -> Option<String> {
+        let (min, max) = (self.round_trips.iter().min()?, self.round_trips.iter().max()?);
+        let (mean, deviation) = (mean(&self.round_trips)?, standard_deviation(&self.round_trips)?);
+        let [min, mean, max, deviation] = [*min, mean, *max, deviation].map(milliseconds);
+        Some(format!("rtt min/mean/max/stddev = {min}/{mean}/{max}/{deviation} ms"))
+    }
+
+    /// The summary as text of several lines.
+    pub(super) fn text(&mut self, target: &str, address: &str) -> String {
+        self.round_trips.sort_unstable();
+        self.variations.sort_unstable();
+        let mut out = format!("--- {target} ({address}) ---\n{}", self.counts());
         if let (Some(min), Some(max), Some(mean)) =
             (self.round_trips.first(), self.round_trips.last(), mean(&self.round_trips))
         {
@@ -343,7 +359,30 @@ fn mean(values: &[Duration]) -> Option<Duration> {
     Some(values.iter().sum::<Duration>() / count)
 }
 
+/// The standard deviation of the values themselves, as of ping(8), not an estimate for further ones.
+fn standard_deviation(values: &[Duration]) -> Option<Duration> {
+    let mean = mean(values)?.as_secs_f64();
+    let squares: f64 = values.iter().map(|value| (value.as_secs_f64() - mean).powi(2)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "counts of replies are far below 2^52")]
+    let variance = squares / values.len() as f64;
+    Some(Duration::from_secs_f64(variance.sqrt()))
+}
+
 /// Milliseconds with three decimals.
 pub(super) fn milliseconds(span: Duration) -> String {
     format!("{:.3}", span.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_deviation_is_that_of_the_values() {
+        let values = [2, 4, 4, 4, 5, 5, 7, 9].map(Duration::from_millis);
+        let deviation = standard_deviation(&values).unwrap();
+        assert!(deviation.abs_diff(Duration::from_millis(2)) < Duration::from_nanos(2), "{deviation:?}");
+        assert_eq!(standard_deviation(&values[..1]), Some(Duration::ZERO));
+        assert_eq!(standard_deviation(&[]), None);
+    }
 }

@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{Receiver, channel, unbounded_channel};
 
 use self::enumeration::print_enumeration;
 use self::names::names_text;
-use self::routes::Routes;
+pub(super) use self::routes::{DirectedFlow, Routes};
 use self::watcher::Watcher;
 use super::target::{Command, ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
@@ -48,7 +48,7 @@ pub(super) struct TraceArguments {
     #[arg(long, default_value = "udp", value_parser = PossibleValuesParser::new(["udp", "icmp", "tcp"]))]
     protocol: String,
     /// Largest TTL
-    #[arg(long, short = 'm', default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..=MAX_HOPS.into()))]
+    #[arg(long, short = 'm', default_value_t = MAX_HOPS_DEFAULT, value_parser = clap::value_parser!(u8).range(1..=MAX_HOPS.into()))]
     max_hops: u8,
     /// Number of flows, 1 to 16: routers may send each over another of several equal paths; with tcp always 1
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
@@ -72,6 +72,9 @@ pub(super) struct TraceArguments {
 const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
                            with --port, HOST of a STAMP reflector; with --protocol icmp or tcp, any HOST";
 
+/// Time in which the router of the target's link reports that it has not found the target for three seconds.
+const LATE_REJECTION_WAIT: Duration = Duration::from_secs(4);
+
 /// The largest value of `--wait`.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -84,7 +87,26 @@ fn wait(text: &str) -> Result<Duration, String> {
 /// The largest value of `--max-hops`.
 const MAX_HOPS: u8 = 64;
 
+/// As of traceroute(8).
+const MAX_HOPS_DEFAULT: u8 = 30;
+
 impl TraceArguments {
+    /// One flow, and a late rejection is waited for; the other options have their defaults.
+    pub(super) fn of_one_flow(target: String, protocol: String, to: TargetArguments) -> Self {
+        let wait = if protocol == "tcp" { Duration::ZERO } else { LATE_REJECTION_WAIT };
+        Self {
+            target,
+            protocol,
+            max_hops: MAX_HOPS_DEFAULT,
+            flows: 1,
+            enumerate: false,
+            wait,
+            numeric: true,
+            to,
+            json: false,
+        }
+    }
+
     /// The echo probe whose packets are traced. The rules are those of a configuration file.
     fn probe(&self) -> Result<Probe, Failure> {
         let Self { protocol, flows, .. } = self;

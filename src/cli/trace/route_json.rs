@@ -9,7 +9,7 @@ use crate::trace_log::TraceRecord;
 
 impl Routes<'_> {
     /// The object of `--json`.
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::cli) fn json(&self) -> Value {
         let of = |number: u8, direction| {
             let flow = DirectedFlow { direction, number };
             let trace = self.trace(flow)?;

@@ -52,28 +52,44 @@ impl Routes<'_> {
 
     /// The lines behind the hops: who ends the route, and a sentence.
     pub(super) fn end(&self, flow: DirectedFlow) -> String {
-        let (target, address) = (&self.arguments.target, self.to.ip());
-        let Some(trace) = self.trace(flow) else {
-            return match flow.direction {
-                Direction::Forward => format!("no result within {} s\n", FORWARD_TIMEOUT.as_secs()),
-                Direction::Reverse => {
-                    format!("no trace of the way back within {} s\n", REVERSE_TIMEOUT.as_secs())
-                }
-            };
-        };
+        let mut text = self.last_lines(flow) + &self.conclusion(flow) + "\n";
+        if self.trace(flow).is_some() {
+            for (reason, count) in &self.not_sent {
+                text += &format!("{count} probes were not sent: {}\n", reason.as_text());
+            }
+        }
+        text
+    }
+
+    /// Who ends the route: a router that rejects the probes, or the target.
+    fn last_lines(&self, flow: DirectedFlow) -> String {
+        let Some(trace) = self.trace(flow) else { return String::new() };
         let mut text = String::new();
-        let rejection = self.rejection(flow);
-        if let Some(Rejection { ttl, address, reason, rtt }) = rejection {
+        if let Some(Rejection { ttl, address, reason, rtt }) = self.rejection(flow) {
             text += &line(ttl, &milliseconds(rtt), &format!("{address}  {}", rejection_text(reason)));
         }
         if let Some(rtt) = trace.rtt {
             let last = trace.routers.map(|routers| routers.saturating_add(1));
             let end = match flow.direction {
-                Direction::Forward => address.to_string(),
+                Direction::Forward => self.to.ip().to_string(),
                 Direction::Reverse => "this host".to_owned(),
             };
             text += &line(last, &milliseconds(rtt), &end);
         }
+        text
+    }
+
+    /// What is known about the end of the route, in a sentence.
+    pub(in crate::cli) fn conclusion(&self, flow: DirectedFlow) -> String {
+        let (target, address) = (&self.arguments.target, self.to.ip());
+        let Some(trace) = self.trace(flow) else {
+            return match flow.direction {
+                Direction::Forward => format!("no result within {} s", FORWARD_TIMEOUT.as_secs()),
+                Direction::Reverse => {
+                    format!("no trace of the way back within {} s", REVERSE_TIMEOUT.as_secs())
+                }
+            };
+        };
         let max_hops = self.arguments.max_hops;
         let is_last_answered =
             trace.hops.last().is_some_and(|hop| hop.ttl == max_hops && !hop.answers.is_empty());
@@ -83,7 +99,7 @@ impl Routes<'_> {
             _ => format!("{what}; a larger --max-hops shows more"),
         };
         let away = if max_hops == 1 { "1 hop".to_owned() } else { format!("{max_hops} hops") };
-        let sentence = match (trace.rtt, trace.routers, rejection) {
+        match (trace.rtt, trace.routers, self.rejection(flow)) {
             _ if trace.is_ttl_clamped => {
                 "a device on the way rewrites TTLs, so that routers cannot be found".to_owned()
             }
@@ -107,12 +123,23 @@ impl Routes<'_> {
                 format!("{target} does not answer; --wait 4s shows whether a router rejects probes late")
             }
             (None, _, None) => format!("{target} does not answer"),
-        };
-        text += &(sentence + "\n");
-        for (reason, count) in &self.not_sent {
-            text += &format!("{count} probes were not sent: {}\n", reason.as_text());
+        }
+    }
+
+    /// The first flow in both directions: what is known about the end, and the hops.
+    pub(in crate::cli) fn summary(&self) -> String {
+        let [forward, reverse] = [Direction::Forward, Direction::Reverse].map(DirectedFlow::first);
+        let mut text = format!("{}\n{}", self.conclusion(forward), self.table(forward));
+        if self.is_reached() && self.arguments.protocol == "udp" {
+            text += &format!("  back: {}\n{}", self.conclusion(reverse), self.table(reverse));
         }
         text
+    }
+
+    /// The lines of all hops.
+    fn table(&self, flow: DirectedFlow) -> String {
+        let hops: String = (1..).map_while(|ttl| self.line(flow, ttl)).collect();
+        hops + &self.last_lines(flow)
     }
 
     /// Whether a rejection may come later than it is waited for.

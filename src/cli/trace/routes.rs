@@ -28,10 +28,17 @@ pub(in crate::cli) struct Routes<'a> {
 
 /// A flow in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct DirectedFlow {
+pub(in crate::cli) struct DirectedFlow {
     pub(super) direction: Direction,
     /// From 0.
     pub(super) number: u8,
+}
+
+impl DirectedFlow {
+    /// The first flow of a direction.
+    pub(in crate::cli) const fn first(direction: Direction) -> Self {
+        Self { direction, number: 0 }
+    }
 }
 
 /// What is known about the route of a flow in one direction.
@@ -139,12 +146,12 @@ impl<'a> Routes<'a> {
     }
 
     /// Whether a trace is complete.
-    pub(super) fn has_trace(&self) -> bool {
+    pub(in crate::cli) fn has_trace(&self) -> bool {
         self.flows.values().any(|route| route.trace.is_some())
     }
 
     /// Whether the target has answered the traces of a flow.
-    pub(super) fn is_reached(&self) -> bool {
+    pub(in crate::cli) fn is_reached(&self) -> bool {
         let forward = self.flows.iter().filter(|(flow, _)| flow.direction == Direction::Forward);
         let mut traces = forward.filter_map(|(_, route)| route.trace.as_ref());
         traces.any(|trace| trace.rtt.is_some())
