@@ -50,6 +50,9 @@ pub const ARRIVALS_MAX: usize = 50_000;
 /// Datagrams of a train that must arrive for it to count.
 const ARRIVED_MIN: usize = 8;
 
+/// One datagram in so many at the beginning of a train does not count: shapers let a few pass at once.
+const BEGINNING: usize = 6;
+
 /// Trains that must agree.
 const TRAINS_MIN: usize = 4;
 
@@ -60,8 +63,9 @@ const AGREEMENT: f64 = 0.05;
 /// whose arrival the receiver's network interface reported together (interrupt coalescing).
 const BUNCHED: f64 = 0.25;
 
-/// A shorter mean gap is that between two timestamps of the kernel, not between two datagrams on a link.
-const GAP_MIN: f64 = 1e-6;
+/// A shorter mean gap is that between two timestamps of the kernel, not between two datagrams on a link: above
+/// 5 Gbit/s trains tell nothing.
+const GAP_MIN: f64 = 2e-6;
 
 /// A train that takes less than so many times the longest time between two bunches says nothing.
 const BUNCHES_MIN: f64 = 4.0;
@@ -103,33 +107,36 @@ impl Trains {
         let shortest = trains.iter().map(|train| train.length).min()?;
         let long = trains.iter().filter(|train| train.length >= shortest.saturating_mul(LONG));
         let short_rate = median(
-            trains.iter().filter(|train| train.length == shortest).map(|train| train.rate.middle()).collect(),
+            trains.iter().filter(|train| train.length == shortest).map(|train| train.rate.low).collect(),
         )?;
         let sustained = long.clone().find_map(|train| train.sustained(short_rate));
         if sustained.is_some() {
             // A long train says nothing about the link behind the bucket.
             trains.retain(|train| train.length < shortest.saturating_mul(LONG));
         }
-        let rates = || trains.iter().map(|train| train.rate);
-        let low = rates().map(|rate| rate.low).fold(f64::INFINITY, f64::min);
-        let high = rates().map(|rate| rate.high).fold(0.0, f64::max);
-        let is_sender_limited = trains.iter().any(|train| train.is_sender_limited);
-        let middles: Vec<f64> = rates().map(Range::middle).collect();
+        // A train that arrived too fast may have arrived with a single report of the interface.
+        let known: Vec<Range> =
+            trains.iter().map(|train| train.rate).filter(|rate| rate.is_known()).collect();
+        let lows = known.iter().map(|rate| rate.low).chain(sustained);
+        let low = lows.reduce(f64::min)?;
+        let high = known.iter().map(|rate| rate.high).fold(0.0, f64::max);
+        let is_limited = known.len() < trains.len() || trains.iter().any(|train| train.is_sender_limited);
+        let middles: Vec<f64> = known.iter().map(|rate| f64::midpoint(rate.low, rate.high)).collect();
         let (slowest, fastest) = (
             middles.iter().copied().fold(f64::INFINITY, f64::min),
             middles.iter().copied().fold(0.0, f64::max),
         );
         let agree = middles.len() >= TRAINS_MIN
-            && !is_sender_limited
+            && !is_limited
             && fastest - slowest <= fastest * AGREEMENT
-            && rates().all(|rate| rate.high - rate.low <= rate.high * AGREEMENT);
+            && known.iter().all(|rate| rate.high - rate.low <= rate.high * AGREEMENT);
         #[expect(clippy::cast_precision_loss, reason = "the length of a datagram")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
         let per_second = |datagrams: f64| (datagrams * bytes as f64) as u64;
         Some(Dispersion {
             rate: median(middles).filter(|_| agree).map(per_second),
             low: per_second(low),
-            high: (!is_sender_limited && high.is_finite()).then(|| per_second(high)),
+            high: (!is_limited && !known.is_empty()).then(|| per_second(high)),
             sustained: sustained.map(per_second),
         })
     }
@@ -143,14 +150,20 @@ struct Range {
 }
 
 impl Range {
-    fn middle(self) -> f64 {
-        if self.high.is_finite() { f64::midpoint(self.low, self.high) } else { self.low }
+    /// Of a train that arrived faster than can be told.
+    const TOO_FAST: Self = Self { low: 1.0 / GAP_MIN, high: f64::INFINITY };
+
+    fn is_known(self) -> bool {
+        self.high.is_finite()
     }
 }
 
 /// A train of which enough has arrived.
 #[derive(Debug)]
 struct Train {
+    /// Number of its datagrams that have arrived.
+    arrived: usize,
+    /// Those that count, in the order of their arrival.
     arrivals: Vec<TrainArrival>,
     /// Arrival times in seconds from the first, in order.
     times: Vec<f64>,
@@ -171,33 +184,36 @@ impl Train {
     fn of(arrivals: &[TrainArrival]) -> Option<Self> {
         let mut arrivals = arrivals.to_vec();
         arrivals.sort_by_key(|arrival| (arrival.at, arrival.place.position));
-        let first = arrivals.first().filter(|_| arrivals.len() >= ARRIVED_MIN)?.at;
-        let times: Vec<f64> = arrivals.iter().map(|arrival| seconds(arrival.at.since(first))).collect();
-        let mean = mean_gap(&times);
-        if mean < GAP_MIN {
+        let arrived = arrivals.len();
+        if arrived < ARRIVED_MIN {
             return None;
         }
+        arrivals.drain(..arrived / BEGINNING);
+        let first = arrivals.first()?.at;
+        let times: Vec<f64> = arrivals.iter().map(|arrival| seconds(arrival.at.since(first))).collect();
+        let mean = mean_gap(&times);
         let in_bunch = gaps(&times).filter(|gap| *gap < mean * BUNCHED).count();
-        let is_bunched = in_bunch * 2 > times.len() - 1;
+        let is_bunched = mean >= GAP_MIN && in_bunch * 2 > times.len() - 1;
         let longest_pause = is_bunched.then(|| gaps(&times).fold(0.0, f64::max));
-        Some(Self { arrivals, times, longest_pause })
+        Some(Self { arrived, arrivals, times, longest_pause })
     }
 
     /// The rate; `None` if the train says nothing. `longest_pause`: between two bunches of any train.
     fn rated(self, longest_pause: f64) -> Option<RatedTrain> {
-        let Self { arrivals, times, .. } = self;
+        let Self { arrived, arrivals, times, .. } = self;
         let (first, span) = (arrivals.first()?, *times.last()?);
         if span < longest_pause * BUNCHES_MIN {
             return None;
         }
         let mut rate = match self.longest_pause {
+            None if mean_gap(&times) < GAP_MIN => Range::TOO_FAST,
             None => smooth_rate(&times)?,
             Some(_) => bunched_rate(&times)?,
         };
         // What was lost at the narrowest link did not use it, what was lost elsewhere did.
-        let lost = usize::from(first.place.length).saturating_sub(arrivals.len());
+        let lost = usize::from(first.place.length).saturating_sub(arrived);
         rate.high *= float(arrivals.len() + lost - 1) / float(arrivals.len() - 1);
-        let is_sender_limited = is_sender_limited(&arrivals, span);
+        let is_sender_limited = rate.is_known() && is_sender_limited(&arrivals, span);
         Some(RatedTrain { length: first.place.length, times, rate, is_sender_limited })
     }
 }
@@ -241,7 +257,7 @@ fn smooth_rate(times: &[f64]) -> Option<Range> {
     let (mean, span) = (mean_gap(times), *times.last()?);
     let error = median(gaps(times).map(|gap| (gap - mean).abs()).collect())?;
     let count = float(times.len() - 1);
-    Some(Range { low: count / (span + error), high: count / (span - error).max(f64::EPSILON) })
+    Some(Range { low: count / (span + error), high: count / (span - error).max(1e-9) })
 }
 
 /// The rate of arrivals that were reported in bunches. What a bunch holds has arrived since the one before

@@ -41,7 +41,8 @@ pub(super) struct BandwidthArguments {
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
     /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion tells
-    /// the rate of the narrowest link; check: whether TARGET can be sent --rate
+    /// the rate of the narrowest link, 300kB unless --bytes is given; check: whether the path carries --rate,
+    /// for 1 s unless --seconds is given
     #[arg(long, short = 'm', default_value = METHOD)]
     #[arg(value_parser = PossibleValuesParser::new([METHOD, "train", "check"]))]
     method: String,
@@ -61,17 +62,17 @@ pub(super) struct BandwidthArguments {
 /// How long, and how much, a path is loaded.
 #[derive(Debug, Clone, Args)]
 pub(super) struct LoadArguments {
-    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows, or 300kB with train
+    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows
     #[arg(long, value_name = "SIZE")]
     bytes: Option<String>,
-    /// Stop after N seconds in each direction; by default 10, or 1 with check
+    /// Stop after N seconds in each direction; by default 10
     #[arg(long, short = 't', value_name = "N", value_parser = clap::value_parser!(u64).range(1..=300))]
     seconds: Option<u64>,
-    /// Number of connections that share the load of tcp
+    /// Number of connections that share the load
     #[arg(long, short = 'P', value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: u16,
-    /// Maximum rate of payload, such as 50Mbit/s; required by check
+    /// Maximum rate of payload, such as 50Mbit/s
     #[arg(long, value_name = "RATE")]
     rate: Option<String>,
     /// Stop when replies to echo requests are this much later than on the idle path, or missing; off: never
@@ -87,7 +88,7 @@ pub(super) struct LoadArguments {
 const TARGET_HELP: &str =
     "Name of a peer in --config, or [https://]HOST[:HTTP_PORT] of an agent, which must grant the run";
 
-/// The only method.
+/// The default method.
 const METHOD: &str = "tcp";
 
 /// What the arguments ask for.

@@ -170,11 +170,7 @@ fn tcp_text(name: &str, run: &RunOutcome) -> String {
         "" => String::new(),
         name => format!(", {name}"),
     };
-    let mut text = format!(
-        "{name}: {} (tcp, {connections}{control})\n{}",
-        throughput(run),
-        ending(run)
-    );
+    let mut text = format!("{name}: {} (tcp, {connections}{control})\n{}", throughput(run), ending(run));
     let _ = write!(text, "  {} segments retransmitted", run.sender.retransmits);
     if let Some(ratio) = run.loss_ratio() {
         let _ = write!(text, " ({:.3} % of the bytes)", ratio * 100.0);
@@ -207,8 +203,7 @@ fn check_text(name: &str, run: &RunOutcome) -> String {
         Some(CheckVerdict::Sender) => "unknown: the sender was slower than this rate",
         Some(CheckVerdict::Receiver) | None => "unknown: the receiver could not count everything",
     };
-    let mut text =
-        format!("{name}: {verdict}; {} (check)\n{}", throughput(run), ending(run));
+    let mut text = format!("{name}: {verdict}; {} (check)\n{}", throughput(run), ending(run));
     let growth = run.load.and_then(|load| load.result.delay_growth);
     if let Some(micros) = growth.and_then(|micros| u64::try_from(micros).ok()) {
         let _ = writeln!(text, "  delay grew by {} ms", millis(Duration::from_micros(micros)));
