@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
@@ -65,6 +66,18 @@ impl Program {
     /// Waits until the process exits.
     pub fn wait(&mut self) -> ExitStatus {
         eventually("a program exits", || self.try_wait())
+    }
+
+    /// Waits until the process exits. Returns the user and system CPU time that it used.
+    pub fn wait_with_cpu(&mut self) -> (ExitStatus, Duration) {
+        let id = Pid::from_raw(self.child.id().try_into().unwrap());
+        // The clock of a process that has ended exists until its exit status is taken.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        eventually("a program exits", || {
+            (waitid(Id::Pid(id), flags).unwrap() != WaitStatus::StillAlive).then_some(())
+        });
+        let cpu = self.cpu();
+        (self.wait(), cpu)
     }
 
     /// User and system CPU time used so far, from the kernel's clock of the process.
