@@ -33,6 +33,12 @@ pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    quantile(&sorted, 0.5)
+}
+
 pub(crate) fn mean(values: &[f64]) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     let count = values.len() as f64;

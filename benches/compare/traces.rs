@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::commands::Commands;
 use crate::router_chain::{RTT, RouterChain, ToolRun};
-use crate::table::{NO_VALUE, quantile, table};
+use crate::table::{NO_VALUE, median, table};
 use crate::tools::ours;
 use crate::tools::traceroutes::{self, TRACEROUTES};
 
@@ -194,10 +194,7 @@ fn start_agent(chain: &RouterChain, name: &str, target: Option<IpAddr>) -> io::R
     let mut command = node.command(&ours::program());
     command.args(["run", "--config", &file.display().to_string()]);
     let agent = Program::start(&mut command, &chain.file(&format!("{name}.log")));
-    eventually("an agent is ready", || {
-        let answer = node.within(|| get(HTTP_ADDRESS, "/-/ready")).ok();
-        answer.filter(|answer| answer.status == 200)
-    });
+    ours::wait_until_ready(node);
     Ok(agent)
 }
 
@@ -240,12 +237,6 @@ impl Runs {
 
 fn float(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    quantile(&sorted, 0.5)
 }
 
 /// The median, or that it is above the limit.

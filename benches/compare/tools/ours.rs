@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pathmeter_lab::exchange::ExchangeProtocol;
-use pathmeter_lab::{MetricsPage, Program, eventually, get};
+use pathmeter_lab::{MetricsPage, Namespace, Program, eventually, get};
 use serde_json::Value;
 
 use super::{
@@ -51,12 +51,16 @@ pub(crate) fn launch(pair: &mut HostPair, duty: &AgentRole<'_>) -> io::Result<Pr
     } else {
         pair.start_responder(&program(), &arguments)
     };
-    let node = if is_asking { pair.prober_host() } else { pair.responder_host() };
+    wait_until_ready(if is_asking { pair.prober_host() } else { pair.responder_host() });
+    Ok(program)
+}
+
+/// Waits until the agent on a host is ready.
+pub(crate) fn wait_until_ready(host: &Namespace) {
     eventually("an agent is ready", || {
-        let answer = node.within(|| get(HTTP_ADDRESS, "/-/ready")).ok();
+        let answer = host.within(|| get(HTTP_ADDRESS, "/-/ready")).ok();
         answer.filter(|answer| answer.status == 200)
     });
-    Ok(program)
 }
 
 fn config(pair: &HostPair, duty: &AgentRole<'_>) -> String {
