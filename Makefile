@@ -13,7 +13,7 @@ BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml python3-jsonschema iproute2 nftables curl openssl dnsmasq-base systemd
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
 CONTAINER_PACKAGES := docker.io docker-compose iptables mmdebstrap busybox-static binutils python3-yaml iproute2 dnsmasq-base
-COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter traceroute mtr-tiny scamper util-linux
+COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter traceroute mtr-tiny scamper util-linux iperf3 nuttcp
 
 # Files on which a self-test depends besides the checker itself.
 KUBERNETES_FILES := scripts/check-kubernetes.py scripts/trial.py scripts/install-test-peers.sh deploy/kubernetes deploy/docker/Dockerfile \
@@ -158,7 +158,7 @@ scale: deps ## Measure how many paths and requests per second one agent handles;
 	cargo bench --locked --bench budgets -- scale
 
 .PHONY: compare
-compare: deps ## Compare with other tools on links with known loss and delay; prints tables: 25 min
+compare: deps ## Compare with other tools on links with known loss and delay; prints tables: 32 min
 	@./scripts/install-packages.sh $(COMPARE_PACKAGES)
 	@./scripts/install-test-peers.sh >/dev/null
 	@for peer in trippy ftr; do ./scripts/install-test-peers.sh --only $$peer >/dev/null \

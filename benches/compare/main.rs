@@ -1,11 +1,14 @@
 //! Compares pathmeter with other tools on links whose true loss and delay are known. Prints Markdown.
 //!
-//! `cargo bench --bench compare` takes about 25 minutes, `cargo bench --bench compare -- quick` about seven.
-//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`, `traces`. It needs root
-//! or unprivileged user namespaces. Tools that are not installed are left out; `make compare` installs them.
+//! `cargo bench --bench compare` takes about 32 minutes, `cargo bench --bench compare -- quick` about ten.
+//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`, `traces`, `bandwidth`. It
+//! needs root or unprivileged user namespaces. Tools that are not installed are left out; `make compare`
+//! installs them.
 
+mod bandwidth;
 mod commands;
 mod cost;
+mod direct_hosts;
 mod exported;
 mod host_pair;
 mod loss;
@@ -37,7 +40,7 @@ const QUICK: Durations =
 
 type Section = (&'static str, &'static str, fn(&Durations, &mut Commands) -> io::Result<String>);
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     ("loss", "Losses", |durations, commands| loss::measure(durations.lossy, commands)),
     ("idle", "Error of round trips in µs, idle host", |durations, commands| {
         rtt::idle(durations.timed, commands)
@@ -51,6 +54,9 @@ const SECTIONS: [Section; 6] = [
     }),
     ("traces", "Time and probes until a trace is complete", |durations, commands| {
         traces::measure(durations.is_quick, commands)
+    }),
+    ("bandwidth", "Throughput and CPU time of bandwidth runs", |durations, commands| {
+        bandwidth::measure(durations.is_quick, commands)
     }),
 ];
 

@@ -7,6 +7,7 @@ pub(crate) mod ours;
 pub(crate) mod prometheus;
 pub(crate) mod smokeping;
 pub(crate) mod stamp_suite;
+pub(crate) mod throughput;
 pub(crate) mod traceroutes;
 
 use std::io;
@@ -116,7 +117,7 @@ pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
         (smokeping::PROGRAM, package("prometheus-smokeping-prober")),
         (blackbox::PROGRAM, package("prometheus-blackbox-exporter")),
     ];
-    all.into_iter().chain(traceroutes::versions()).collect()
+    all.into_iter().chain(traceroutes::versions()).chain(throughput::versions()).collect()
 }
 
 fn package(name: &str) -> Option<String> {
