@@ -184,3 +184,86 @@ fn interface_bytes(node: &Namespace) -> u64 {
     let counts: Vec<u64> = counts.split_whitespace().map(|count| count.parse().unwrap()).collect();
     counts[0] + counts[8]
 }
+
+/// Payload of a datagram of the load: its headers take the rest.
+const LOAD_SHARE: f64 = 1_200.0 / 1_228.0;
+
+/// A value of a result in bytes per second, as a part of what a link carries.
+fn load_part(rate: u64, result: &Value, name: &str) -> Option<f64> {
+    Some(result[name].as_f64()? * 8.0 / (rate as f64 * LOAD_SHARE))
+}
+
+/// Trains over links and a token bucket.
+pub(crate) fn trains() -> Result<(), Inconclusive> {
+    let net = net();
+    let _responder = NodeAgent::start(net.node("b"), config(&net, "b", &json!({})), &[]);
+    let target = net.v4("b").to_string();
+    let arguments = ["--method", "train", "--added-delay-max", "off"];
+    for rate in [5_000_000, 20_000_000, 100_000_000] {
+        let one_way = link(rate, 1_000);
+        net.wire("a", "b").set_links(&one_way, &one_way);
+        for result in measure(net.node("a"), &target, &arguments) {
+            assert_eq!(
+                (&result["bytes"], &result["is_capacity"]),
+                (&300_000.into(), &false.into()),
+                "{result}"
+            );
+            assert!(result["sustained_bytes_per_second"].is_null(), "{result}");
+            let part = |name: &str| load_part(rate, &result, name);
+            // A wire that does not run in time delivers datagrams in bunches.
+            let found = part("throughput_bytes_per_second");
+            if found.is_none_or(|part| (part - 1.0).abs() > 0.05) {
+                return Err(Inconclusive(format!("{found:?} of {rate} bit/s: {result}")));
+            }
+        }
+    }
+    let rate = 10_000_000;
+    let mut bucket = Link::perfect(5_000_000);
+    bucket.queue = Some(Queue { rate, burst: 60_000, room: 1 << 20 });
+    net.wire("a", "b").set_links(&bucket, &bucket);
+    for result in measure(net.node("a"), &target, &arguments) {
+        let found = load_part(rate, &result, "sustained_bytes_per_second");
+        if found.is_none_or(|part| (part - 1.0).abs() > 0.05) {
+            return Err(Inconclusive(format!("{found:?} of {rate} bit/s behind a burst: {result}")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks below and above the rate of a link.
+pub(crate) fn checks() -> Result<(), Inconclusive> {
+    let net = net();
+    let _responder = NodeAgent::start(net.node("b"), config(&net, "b", &json!({})), &[]);
+    let target = net.v4("b").to_string();
+    for rate in [20_000_000, 100_000_000] {
+        let one_way = link(rate, 100);
+        net.wire("a", "b").set_links(&one_way, &one_way);
+        let asked = |percent: u64| format!("{}kbit/s", rate / 1_000 * percent / 100);
+        let check = |rate: &str| {
+            let arguments = ["--method", "check", "--rate", rate, "--added-delay-max", "off"];
+            measure(net.node("a"), &target, &arguments)
+        };
+        for result in check(&asked(85)) {
+            assert_eq!(result["is_capacity"], false, "{result}");
+            // A sender or a wire that does not run in time.
+            if result["check"] != "passed" {
+                return Err(Inconclusive(format!("85 % of {rate} bit/s: {result}")));
+            }
+        }
+        for result in check(&asked(120)) {
+            let verdict = result["check"].as_str().unwrap();
+            assert!(["delay", "loss"].contains(&verdict), "{result}");
+            assert_eq!(
+                (&result["is_capacity"], &result["limited_by"]),
+                (&true.into(), &"path".into()),
+                "{result}"
+            );
+            // Echoes and messages of the run itself use 0.1 Mbit/s.
+            let part = load_part(rate - 100_000, &result, "throughput_bytes_per_second").unwrap();
+            if (part - 1.0).abs() > 0.05 {
+                return Err(Inconclusive(format!("{part} of {rate} bit/s: {result}")));
+            }
+        }
+    }
+    Ok(())
+}

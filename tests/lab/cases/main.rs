@@ -190,6 +190,8 @@ fn lab_trials() -> Vec<Trial> {
         repeatable("bandwidth_capacity", bandwidth::capacity),
         repeatable("bandwidth_capacities", bandwidth::capacities).with_ignored_flag(is_short),
         trial("bandwidth_harm", bandwidth::harm),
+        repeatable("bandwidth_trains", bandwidth::trains),
+        repeatable("bandwidth_checks", bandwidth::checks),
         trial("bandwidth_killed", bandwidth::killed),
         trial("trace_chain", trace::chain),
         trial("trace_change", trace::change),
