@@ -24,6 +24,7 @@ pub mod dscp;
 pub mod echo;
 pub mod goodbye;
 pub mod key;
+pub mod load;
 pub mod machine;
 pub mod mtu;
 pub mod prefix;

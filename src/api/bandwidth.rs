@@ -64,8 +64,9 @@ const fn status_of(reason: RefusalReason) -> StatusCode {
         RefusalReason::NotAllowed | RefusalReason::Disabled => StatusCode::FORBIDDEN,
         RefusalReason::Invalid => StatusCode::BAD_REQUEST,
         RefusalReason::Budget | RefusalReason::QueueFull => StatusCode::TOO_MANY_REQUESTS,
-        RefusalReason::Stopping | RefusalReason::Stopped | RefusalReason::Other => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        RefusalReason::Stopping
+        | RefusalReason::Stopped
+        | RefusalReason::QuietHours
+        | RefusalReason::Other => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

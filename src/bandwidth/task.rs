@@ -9,6 +9,7 @@ use pathmeter_proto::bandwidth::harm::HarmLimits;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
+use pathmeter_proto::load::check::CheckVerdict;
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::nanos;
 use tokio::time::sleep;
@@ -68,7 +69,9 @@ impl BandwidthTask {
         loop {
             let (began, mut interval) = (Clock::now(), self.plan.interval);
             for (direction, series) in &self.series {
-                if let Err(reason) = self.attempt(*direction, series, &mut random).await {
+                let attempted = self.attempt(*direction, series, &mut random).await;
+                series.set_budget_left(self.bulk.leases.bytes_left(&self.name));
+                if let Err(reason) = attempted {
                     debug!(path = self.name, direction = direction.as_str(), ?reason, "no bandwidth run");
                     interval = interval.min(RETRY_AFTER);
                     match reason {
@@ -192,6 +195,7 @@ impl BandwidthTask {
             (!is_within).then_some(StopReason::Lease)
         };
         let _running = Running::begin(series);
+        let _loading = self.bulk.loads.of(self.plan.to.ip()).begin();
         let outcome = measure(run, &self.bulk.threads, &mut watch, supervise, |_, _| {}, pending()).await;
         let outcome = outcome.map_err(|_| FAILED)?;
         self.bulk.leases.count_bytes(own, outcome.bytes.saturating_sub(counted.load(Relaxed)));
@@ -230,6 +234,7 @@ const fn skip_reason(reason: RefusalReason) -> SkipReason {
     match reason {
         RefusalReason::NotAllowed => SkipReason::NotAllowed,
         RefusalReason::Disabled | RefusalReason::Stopped => SkipReason::Disabled,
+        RefusalReason::QuietHours => SkipReason::QuietHours,
         RefusalReason::Invalid => SkipReason::Invalid,
         RefusalReason::Budget => SkipReason::Budget,
         RefusalReason::QueueFull => SkipReason::Busy,
@@ -258,6 +263,9 @@ fn record(series: &BandwidthSeries, outcome: &RunOutcome) {
         is_capacity: outcome.is_capacity(),
         loss_millionths,
         latency,
+        dispersion: outcome.dispersion().and_then(|dispersion| dispersion.rate),
+        sustained: outcome.dispersion().and_then(|dispersion| dispersion.sustained),
+        has_passed: outcome.verdict().and_then(CheckVerdict::has_passed),
         json,
     };
     let (bytes, retransmits) = (outcome.bytes, outcome.sender.retransmits.into());

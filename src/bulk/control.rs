@@ -3,8 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::wire::DecodeError;
-use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
+use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunMessage};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

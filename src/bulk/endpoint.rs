@@ -12,22 +12,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::control::{Control, ControlError};
 use super::load::ReceivedLoad;
 use super::payload::Payload;
+use super::plan::EndpointPlan;
 use crate::clock::Clock;
-
-/// What one end of a run does.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct EndpointPlan {
-    /// Whether this end has begun the run. Only that end watches for harm.
-    pub(super) is_prober: bool,
-    /// Whether this end sends. The other end receives.
-    pub(super) is_sender: bool,
-    /// Bytes of payload after which the sender ends.
-    pub(super) bytes_max: u64,
-    /// Bytes of payload per second that the sender may send; `None`: no limit.
-    pub(super) rate_max: Option<u64>,
-    /// Time after which the sender ends.
-    pub(super) duration: Duration,
-}
 
 /// What one end of a run learnt. The times of `samples` count from the start of the run.
 #[derive(Debug, Clone)]
@@ -35,8 +21,8 @@ pub(super) struct EndpointOutcome {
     pub(super) local: RunResult,
     /// The result of the other end; `None` if it was not received.
     pub(super) remote: Option<RunResult>,
-    /// What had arrived at the receiver: over TCP in order or not, as the sender knows it by its own clock; over
-    /// UDP as the receiver counts it.
+    /// What had arrived at the receiver: over TCP in order or not, as the sender knows it by its own clock;
+    /// over UDP as the receiver counts it.
     pub(super) samples: Vec<Progress>,
     /// Bytes that this end has passed to its kernel, or received from it.
     pub(super) bytes: u64,

@@ -1,24 +1,18 @@
 //! The handshake of a load over UDP: it shows that the prober receives what is sent to its address and port,
 //! and it opens the way through its firewall and address translation.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
+use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::key::Key;
-use pathmeter_proto::machine::{Arrival, HostDrops, NotSent, Now, SENT_TTL, Send, SendId, TimestampSource};
-use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire::bandwidth::RunEnd;
-use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, LoadKey, LoadKind};
+use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, LoadKey};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use super::load::is_handshake;
-use super::responder::BulkResponder;
-use crate::datagram::{Access, Task, TaskStep, Traffic};
 
 /// Interval at which a request without a reply is repeated.
 const REPEAT_AFTER: Duration = Duration::from_millis(150);
@@ -56,19 +50,22 @@ pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16])
     }
 }
 
-/// Accepts the handshake on the socket of a run, also when it is repeated because the reply was lost. Never
-/// returns.
+/// Accepts the handshake on the socket of a run, also when it is repeated because the reply was lost. Leaves
+/// what follows in the socket. Never returns.
 pub(super) async fn accept(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) {
     let accepted = Handshake::Accepted.encode(lease, &LoadKey::new(secret, RunEnd::Responder));
     let mut buffer = [0; HANDSHAKE_BYTES + 1];
+    let _ = socket.send(&accepted).await;
     loop {
-        let _ = socket.send(&accepted).await;
-        loop {
-            match socket.recv(&mut buffer).await {
-                Ok(length) if is_handshake(&buffer[..length]) => break,
-                Ok(_) => {}
-                Err(_) => tokio::time::sleep(REPEAT_AFTER).await,
+        match socket.peek(&mut buffer).await {
+            Ok(length) if is_handshake(&buffer[..length]) => {
+                // The first one in the socket.
+                let _ = socket.recv(&mut buffer).await;
+                let _ = socket.send(&accepted).await;
             }
+            // The load has begun.
+            Ok(_) => std::future::pending().await,
+            Err(_) => tokio::time::sleep(REPEAT_AFTER).await,
         }
     }
 }
@@ -107,92 +104,6 @@ fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
-    }
-}
-
-/// Maximum replies that wait to be sent; further requests are not answered. A loop sends them at once.
-const REPLIES_MAX: usize = 64;
-
-/// Answers requests on the agent port.
-#[derive(Debug)]
-pub(super) struct HandshakeTask {
-    responder: Arc<BulkResponder>,
-    replies: VecDeque<Reply>,
-    sent: u64,
-    is_stopping: bool,
-}
-
-#[derive(Debug)]
-struct Reply {
-    datagram: [u8; HANDSHAKE_BYTES],
-    flow: u8,
-    from: Option<IpAddr>,
-    to: SocketAddr,
-}
-
-impl HandshakeTask {
-    pub(super) fn new(responder: Arc<BulkResponder>) -> Self {
-        Self { responder, replies: VecDeque::new(), sent: 0, is_stopping: false }
-    }
-}
-
-impl Task for HandshakeTask {
-    fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
-        let Ok(LoadKind::Handshake(lease)) = LoadKind::read(datagram) else { return };
-        let Arrival { from, to, flow, icmp: None, .. } = *arrival else { return };
-        if self.replies.len() >= REPLIES_MAX {
-            return;
-        }
-        if let Some(datagram) = self.responder.on_request(lease, datagram, from, to) {
-            self.replies.push_back(Reply { datagram, flow, from: to, to: from });
-        }
-    }
-
-    fn before_send(&mut self, _: SendId, _: &mut [u8], _: Now) {}
-
-    fn sent(&mut self, _: SendId, _: Timestamp, _: TimestampSource) {}
-
-    fn not_sent(&mut self, _: SendId, _: NotSent) {}
-
-    fn step(&mut self, _: Now, _: &mut HostDrops, arena: &mut Vec<u8>, _: &mut Traffic) -> TaskStep {
-        let Some(Reply { datagram, flow, from, to }) = self.replies.pop_front() else {
-            return if self.is_stopping { TaskStep::Finished } else { TaskStep::Wait(Timestamp::NEVER) };
-        };
-        arena.extend_from_slice(&datagram);
-        self.sent += 1;
-        TaskStep::Send(Send {
-            id: SendId(self.sent),
-            flow,
-            from,
-            to,
-            tos: 0,
-            ttl: SENT_TTL,
-            dont_fragment: false,
-            segment: None,
-            timestamp: false,
-        })
-    }
-
-    fn stop(&mut self) {
-        self.is_stopping = true;
-    }
-
-    fn withdraw(&mut self) {}
-
-    fn peer_leaving(&mut self, _: Timestamp) {}
-
-    fn set_access(&mut self, _: &Access) {}
-
-    fn delays_stop(&self) -> bool {
-        false
-    }
-
-    fn is_balanced(&self, _: Timestamp) -> bool {
-        true
-    }
-
-    fn claims(&self, _: &[u8], _: &Arrival) -> bool {
-        false
     }
 }
 

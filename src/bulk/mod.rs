@@ -6,6 +6,7 @@
 //! other receives, over connections (`streams`) or, after a handshake (`handshake`), over UDP (`load`), which
 //! has a thread of its own. A run over UDP has a connection too, for its messages.
 
+mod agent_port;
 mod control;
 mod endpoint;
 mod handshake;
@@ -14,6 +15,7 @@ mod leases;
 mod load;
 mod outcome;
 mod payload;
+mod plan;
 mod prober;
 mod responder;
 mod streams;
@@ -22,20 +24,26 @@ mod tests;
 mod threads;
 mod transfer;
 
+pub use agent_port::RunResponder;
 pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace, repeat_after};
 pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, RefusalReason, StoredLedger};
 pub(crate) use load::share_port;
 pub use outcome::{LimitedBy, LoadOutcome, RunOutcome};
-pub use prober::{Run, RunError, RunMethod};
-pub use threads::{BulkThreads, RunResponder};
+pub use plan::RunMethod;
+pub use prober::{Run, RunError};
+pub use threads::BulkThreads;
 
 use std::sync::Arc;
 
-/// The threads of runs, and the leases of this host.
+use crate::metrics::host_load::HostLoads;
+
+/// The threads of runs, the leases of this host, and the hosts that runs load.
 #[derive(Debug, Clone, Default)]
 pub struct Bulk {
     /// The threads.
     pub threads: Arc<BulkThreads>,
     /// The leases.
     pub leases: Arc<Leases>,
+    /// The hosts.
+    pub loads: Arc<HostLoads>,
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use pathmeter_proto::bandwidth::check::{CheckVerdict, CheckedLoad};
-use pathmeter_proto::bandwidth::dispersion::Dispersion;
 use pathmeter_proto::bandwidth::harm::LoadedLatency;
-use pathmeter_proto::bandwidth::load::{DATAGRAM_BYTES, LoadResult};
 use pathmeter_proto::bandwidth::throughput::{SteadyRate, steady_rate};
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
+use pathmeter_proto::load::DATAGRAM_BYTES;
+use pathmeter_proto::load::check::{CheckVerdict, CheckedLoad};
 use pathmeter_proto::wire::bandwidth::{RunResult, SenderStatistics};
+use pathmeter_proto::wire::load::Dispersion;
+use pathmeter_proto::wire::load::LoadResult;
 use serde_json::{Value, json};
 
 use super::endpoint::EndpointOutcome;

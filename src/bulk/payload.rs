@@ -3,7 +3,7 @@
 use std::io;
 
 use pathmeter_proto::bandwidth::StopReason;
-use pathmeter_proto::bandwidth::load::DATAGRAM_BYTES;
+use pathmeter_proto::load::DATAGRAM_BYTES;
 use pathmeter_proto::wire::bandwidth::SenderStatistics;
 
 use super::load::{LoadFlow, ReceivedLoad};

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use pathmeter_proto::bandwidth::lease::LeaseId;
-use pathmeter_proto::bandwidth::load::Pattern;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
@@ -16,12 +15,12 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::control::{Control, ControlError};
-use super::endpoint::{self, EndpointPlan};
+use super::endpoint;
 use super::handshake::{self, HANDSHAKE_TIME_MAX};
-use super::leases::LeaseRequest;
-use super::load::{self, Reception};
+use super::load;
 use super::outcome::RunOutcome;
 use super::payload::Payload;
+use super::plan::{EndpointPlan, RunMethod};
 use super::streams::Streams;
 use super::threads::BulkThreads;
 use super::transfer;
@@ -50,52 +49,6 @@ pub struct Run {
     pub duration: Duration,
     /// Bytes of payload per second; `None`: no limit.
     pub rate_max: Option<u64>,
-}
-
-/// How a run measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunMethod {
-    /// Payload over so many TCP connections.
-    Tcp {
-        /// Their number.
-        streams: u16,
-    },
-    /// Trains of datagrams.
-    Train,
-    /// Datagrams at a rate, in bytes of payload per second.
-    Check {
-        /// The rate.
-        rate: u64,
-    },
-}
-
-impl RunMethod {
-    /// What a request asks for; `None` if it asks for a check without a rate.
-    #[must_use]
-    pub fn of(request: &LeaseRequest) -> Option<Self> {
-        match request.method {
-            Method::Tcp => Some(Self::Tcp { streams: request.connections }),
-            Method::Train => Some(Self::Train),
-            Method::Check => request.rate_bytes_per_second.map(|rate| Self::Check { rate }),
-        }
-    }
-
-    /// What is sent over UDP; `None`: it is sent over TCP.
-    pub(super) fn pattern(self, bytes_max: u64) -> Option<Pattern> {
-        match self {
-            Self::Tcp { .. } => None,
-            Self::Train => Some(Pattern::trains(bytes_max)),
-            Self::Check { rate } => Some(Pattern::Steady { bytes_per_second: rate }),
-        }
-    }
-
-    /// How the datagrams are received. Those of trains have a time each.
-    pub(super) fn reception(self) -> Reception {
-        match self {
-            Self::Tcp { .. } | Self::Check { .. } => Reception::Merged,
-            Self::Train => Reception::Single,
-        }
-    }
 }
 
 /// Why a run did not begin.
@@ -212,7 +165,7 @@ impl Run {
     /// Opens the socket of a load, and shows the responder that this host receives there.
     async fn prove(&self) -> Result<std::net::UdpSocket, RunError> {
         let failed = |source| self.socket_failed(source);
-        let socket = load::open(self.to, self.source, self.dscp).map_err(failed)?;
+        let socket = load::open(self.to, self.source, self.dscp, self.method.reception()).map_err(failed)?;
         let socket = UdpSocket::from_std(socket).map_err(failed)?;
         let proven = handshake::prove(&socket, self.lease, &self.secret);
         match timeout(HANDSHAKE_TIME_MAX, proven).await {

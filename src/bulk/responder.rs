@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pathmeter_proto::admission::rate_limit_key;
+use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::bandwidth::lease::{AttachError, LeaseId};
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
+use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunMessage};
 use pathmeter_proto::wire::load::{HANDSHAKE_BYTES, Handshake, LoadKey};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UdpSocket};
@@ -20,23 +21,22 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::Bulk;
 use super::control::{Control, MESSAGE_TIME_MAX, write_all};
-use super::endpoint::{self, EndpointPlan};
+use super::endpoint;
 use super::handshake::{self, Cookies};
-use super::leases::{LeasedRun, Leases};
+use super::leases::LeasedRun;
 use super::load;
 use super::payload::Payload;
-use super::prober::RunMethod;
+use super::plan::{EndpointPlan, RunMethod};
 use super::streams::Streams;
-use super::threads::BulkThreads;
 use super::transfer;
 use crate::stream::bulk::BulkConnection;
 
 /// Accepts the connections of runs.
 #[derive(Debug)]
 pub(super) struct BulkResponder {
-    leases: Arc<Leases>,
-    threads: Arc<BulkThreads>,
+    bulk: Bulk,
     cookies: Cookies,
     /// Runs whose control connection is open, and where their data connections go.
     runs: Mutex<HashMap<LeaseId, mpsc::Sender<DataPath>>>,
@@ -66,9 +66,9 @@ pub(crate) const UNPROVEN_PER_SOURCE: usize = 256;
 impl BulkResponder {
     /// # Errors
     /// The kernel provides no random bytes.
-    pub(super) fn new(threads: Arc<BulkThreads>, leases: Arc<Leases>) -> io::Result<Self> {
+    pub(super) fn new(bulk: Bulk) -> io::Result<Self> {
         let (runs, unproven) = (Mutex::default(), Mutex::default());
-        Ok(Self { leases, threads, cookies: Cookies::new()?, runs, unproven })
+        Ok(Self { bulk, cookies: Cookies::new()?, runs, unproven })
     }
 
     /// Answers a request of a prober to use its address and port. Returns a reply, which is as long as the
@@ -80,7 +80,7 @@ impl BulkResponder {
         prober: SocketAddr,
         local: Option<IpAddr>,
     ) -> Option<[u8; HANDSHAKE_BYTES]> {
-        let run = self.leases.leased(lease).filter(|run| run.request.method.is_udp())?;
+        let run = self.bulk.leases.leased(lease).filter(|run| run.request.method.is_udp())?;
         let request = Handshake::decode(datagram, &LoadKey::new(&run.secret, RunEnd::Prober)).ok()?;
         let Handshake::Request { cookie } = request else { return None };
         if !cookie.is_some_and(|cookie| self.cookies.is_valid(&cookie, lease, prober)) {
@@ -91,7 +91,7 @@ impl BulkResponder {
         }
         let of_run = self.runs().get(&lease).cloned()?;
         // A repeated request finds the place taken. The socket of the run answers the next one.
-        if self.leases.attach(lease, DATAGRAMS).is_ok() {
+        if self.bulk.leases.attach(lease, DATAGRAMS).is_ok() {
             let _ = of_run.try_send(DataPath::Datagrams { prober, local });
         }
         None
@@ -115,7 +115,7 @@ impl BulkResponder {
         let RunMessage::Activate { lease, connection: number } = RunMessage::decode(&first)? else {
             anyhow::bail!("the first message does not activate a lease");
         };
-        let Some(run) = self.leases.leased(lease) else {
+        let Some(run) = self.bulk.leases.leased(lease) else {
             return refuse(&stream, lease, ActivationStatus::Invalid).await;
         };
         let mut received = MessageSeal::new(&run.secret, RunEnd::Prober);
@@ -126,7 +126,7 @@ impl BulkResponder {
         if number > 0 && (of_run.is_none() || run.request.method.is_udp()) {
             return refuse(&stream, lease, ActivationStatus::Invalid).await;
         }
-        if let Err(error) = self.leases.attach(lease, number) {
+        if let Err(error) = self.bulk.leases.attach(lease, number) {
             return refuse(&stream, lease, status_of(error)).await;
         }
         drop(unproven);
@@ -172,16 +172,17 @@ impl BulkResponder {
             rate_max: run.rate_max,
             duration: Duration::from_secs(run.request.seconds_max),
         };
+        let _loading = self.bulk.loads.of(control.stream().peer_addr()?.ip()).begin();
         let payload = self.start(&mut control, lease, &run, paths, (method, &plan)).await?;
         let mut counted = 0;
         let supervise = |progress: Progress| {
             let new = progress.bytes.saturating_sub(counted);
             counted = progress.bytes;
-            let is_within = self.leases.count_bytes(lease, new) && self.leases.is_valid(lease);
+            let is_within = self.bulk.leases.count_bytes(lease, new) && self.bulk.leases.is_valid(lease);
             (!is_within).then_some(StopReason::Lease)
         };
         let outcome = endpoint::run(control, payload, plan, supervise).await;
-        self.leases.count_bytes(lease, outcome.bytes.saturating_sub(counted));
+        self.bulk.leases.count_bytes(lease, outcome.bytes.saturating_sub(counted));
         Ok(())
     }
 
@@ -201,15 +202,15 @@ impl BulkResponder {
                 DataPath::Datagrams { prober, local } => {
                     let dscp = Dscp::new(run.request.dscp).unwrap_or_default();
                     let local = local.context("the kernel does not say where a request arrived")?;
-                    let local = SocketAddr::new(local, self.leases.agent_port());
-                    let socket = load::open_for(local, prober, dscp)
+                    let local = SocketAddr::new(local, self.bulk.leases.agent_port());
+                    let socket = load::open_for(local, prober, dscp, method.reception())
                         .with_context(|| format!("opening a socket of {local} for {prober}"))?;
                     let socket = UdpSocket::from_std(socket)?;
                     tokio::select! {
                         started = receive_start(control) => started?,
                         () = handshake::accept(&socket, lease, &run.secret) => {}
                     }
-                    let flow = self.threads.begin_load(socket.into_std()?, lease, method, plan)?;
+                    let flow = self.bulk.threads.begin_load(socket.into_std()?, lease, method, plan)?;
                     return Ok(Payload::load(flow));
                 }
             }
@@ -269,7 +270,7 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.responder.runs().remove(&self.lease);
-        self.responder.leases.end(self.lease);
+        self.responder.bulk.leases.end(self.lease);
     }
 }
 

@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::endpoint::EndpointPlan;
+use super::plan::EndpointPlan;
 use super::transfer::{self, ByteCount};
 use crate::stream::{delivered_bytes, read_tcp_info};
 

@@ -3,12 +3,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::wire::AgentKind;
-use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunEnd, RunMessage};
+use pathmeter_proto::wire::bandwidth::{ActivationStatus, MESSAGE_BYTES, MessageSeal, RunMessage};
 use pathmeter_proto::wire::load::{HANDSHAKE_BYTES, Handshake, LoadKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -64,11 +65,11 @@ impl Responder {
         let listener = TcpListener::bind((HERE, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let leases = Arc::new(Leases::new(rules(yaml), address.port()));
-        let threads = Arc::<BulkThreads>::default();
         let limits =
             ResponderLimits { unverified: 4_096, unverified_per_source: 4_096, ..Default::default() };
         let responder = StreamResponder::new(StreamAccess::default(), limits, Arc::default());
-        let runs = threads.answer(Arc::clone(&leases)).unwrap();
+        let bulk = Bulk { leases: Arc::clone(&leases), ..Bulk::default() };
+        let runs = RunResponder::new(&bulk).unwrap();
         let responder = Arc::new(responder.with_bulk(runs.connections()));
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(responder.serve(vec![listener], stopped));

@@ -2,21 +2,15 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pathmeter_proto::bandwidth::lease::LeaseId;
-use pathmeter_proto::bandwidth::load::LoadSender;
+use pathmeter_proto::load::LoadSender;
 use tokio::runtime::{Builder, Handle};
 
-use super::endpoint::EndpointPlan;
-use super::handshake::HandshakeTask;
-use super::leases::Leases;
 use super::load::{LoadFlow, LoadThread};
-use super::prober::RunMethod;
-use super::responder::BulkResponder;
+use super::plan::{EndpointPlan, RunMethod};
 use crate::clock::Clock;
-use crate::datagram::Task;
-use crate::stream::bulk::BulkHandler;
 
 /// The thread on which all bulk connections of this process are read and written, and the one for the load of
 /// runs over UDP. Each starts when it is first needed, and ends with the process.
@@ -58,43 +52,7 @@ impl BulkThreads {
                     LoadSender::new(pattern, plan.bytes_max, plan.rate_max, plan.duration, Clock::now());
                 self.load.send(socket, lease, sender)
             }
-            None => self.load.receive(socket, lease, method.reception()),
+            None => self.load.receive(socket, lease),
         }
-    }
-
-    /// Answers the runs of other agents that have a lease of `leases`.
-    ///
-    /// # Errors
-    /// The kernel provides no random bytes.
-    pub fn answer(self: &Arc<Self>, leases: Arc<Leases>) -> io::Result<RunResponder> {
-        let responder = Arc::new(BulkResponder::new(Arc::clone(self), leases)?);
-        Ok(RunResponder { threads: Arc::clone(self), responder })
-    }
-}
-
-/// Answers the runs of other agents.
-#[derive(Debug, Clone)]
-pub struct RunResponder {
-    threads: Arc<BulkThreads>,
-    responder: Arc<BulkResponder>,
-}
-
-impl RunResponder {
-    /// Accepts their connections.
-    #[must_use]
-    pub fn connections(&self) -> BulkHandler {
-        let (threads, responder) = (Arc::clone(&self.threads), Arc::clone(&self.responder));
-        BulkHandler(Box::new(move |connection| match threads.runtime() {
-            Ok(runtime) => {
-                runtime.spawn(Arc::clone(&responder).accept(connection));
-            }
-            Err(error) => tracing::error!(%error, "cannot start the thread for bulk connections"),
-        }))
-    }
-
-    /// Answers the requests of runs over UDP on the agent port.
-    #[must_use]
-    pub fn handshakes(&self) -> Box<dyn Task> {
-        Box::new(HandshakeTask::new(Arc::clone(&self.responder)))
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use pathmeter_proto::bandwidth::RunDirection;
 use pathmeter_proto::bandwidth::ledger::DailyBudget;
-use pathmeter_proto::bandwidth::load::DATAGRAM_BYTES;
+use pathmeter_proto::bandwidth::quiet_hours::QuietHours;
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::load::DATAGRAM_BYTES;
 use serde::{Deserialize, Serialize};
 
 use super::hosts::DeclaredHost;
@@ -21,6 +22,8 @@ use super::{Kind, Listen, Target};
 pub struct BandwidthRules {
     /// Whether runs are allowed.
     pub enabled: bool,
+    /// Hours of the day, in UTC, in which no run begins.
+    pub quiet_hours: Vec<QuietHours>,
     /// Maximum runs at a time; further ones wait.
     pub runs_max: u16,
     /// Maximum bits of payload per second of a run; `None`: no limit.
@@ -47,6 +50,7 @@ impl Default for BandwidthRules {
     fn default() -> Self {
         Self {
             enabled: true,
+            quiet_hours: Vec::new(),
             runs_max: RUNS,
             rate_max: None,
             run_bytes_max: RUN_BYTES,
@@ -79,6 +83,7 @@ const DAY_BYTES_ALLOWED: RangeInclusive<u64> = 0..=1_000_000_000_000_000;
 
 pub(super) fn bandwidth(section: &mut MappingReader<'_, '_>) -> Option<BandwidthRules> {
     let enabled = section.key("enabled", ValueReader::boolean).or(true);
+    let quiet_hours = section.key("quiet_hours", quiet_hours).or(Vec::new());
     let runs_max = section.key("runs_max", |value| value.number(&RUNS_ALLOWED)).or(RUNS);
     let rate_max = section.key("rate_max", |value| bit_rate(value, &RATE_ALLOWED)).optional();
     let run_bytes_max = section.key("run_bytes_max", |value| size(value, &RUN_BYTES_ALLOWED)).or(RUN_BYTES);
@@ -88,6 +93,7 @@ pub(super) fn bandwidth(section: &mut MappingReader<'_, '_>) -> Option<Bandwidth
         section.key("path_bytes_per_day", |value| size(value, &DAY_BYTES_ALLOWED)).or(PATH_DAY_BYTES);
     Some(BandwidthRules {
         enabled: enabled?,
+        quiet_hours: quiet_hours?,
         runs_max: runs_max?,
         rate_max: rate_max?,
         run_bytes_max: run_bytes_max?,
@@ -102,8 +108,8 @@ pub(super) fn bandwidth(section: &mut MappingReader<'_, '_>) -> Option<Bandwidth
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bandwidth {
     /// How a run measures. `tcp`: payload over TCP connections. `train`: short trains of datagrams, whose
-    /// dispersion tells the rate of the narrowest link. `check`: datagrams at `rate`, which the path may or may
-    /// not carry.
+    /// dispersion tells the rate of the narrowest link. `check`: datagrams at `rate`, which the path may or
+    /// may not carry.
     pub method: Method,
     /// The directions that are loaded, one after the other: `forward` is to the peer.
     pub direction: Directions,
@@ -291,6 +297,18 @@ pub fn check_bytes(rate: u64, time: Duration) -> u64 {
     let bytes = u128::from(rate) * time.as_nanos() / 8_000_000_000;
     // Whole datagrams, one more than fit.
     u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(DATAGRAM_BYTES as u64)
+}
+
+/// A list of parts of the day.
+fn quiet_hours(value: ValueReader<'_, '_>) -> Option<Vec<QuietHours>> {
+    const EXPECTED: &str = "a list of hours in UTC such as [\"08:00-18:00\"]";
+    value.list(EXPECTED, |item| {
+        let text = item.text("hours in UTC such as \"08:00-18:00\"")?;
+        match QuietHours::parse(text) {
+            Some(hours) => Some(hours),
+            None => item.reject(format!("\"{text}\""), "write hours in UTC such as \"08:00-18:00\""),
+        }
+    })
 }
 
 /// A duration, or `off`.

@@ -47,7 +47,7 @@ use self::supervision::Supervision;
 use crate::answering;
 use crate::api::routes::{AppState, ReloadRequest, TraceRequest, WantedTrace, metrics_renderer};
 use crate::api::status::Status;
-use crate::bulk::{Bulk, Leases};
+use crate::bulk::{Bulk, Leases, RunResponder};
 use crate::clock::Clock;
 use crate::config::{LoadContext, LogFormat, SeriesLevel};
 use crate::datagram::{self, Access, Service, ServiceTasks, TimestampMatching};
@@ -176,13 +176,13 @@ impl Daemon {
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
         let leases = Arc::new(Leases::new(settings.config.bandwidth.clone(), ports.agent));
-        let bulk = Bulk { threads: Arc::default(), leases: Arc::clone(&leases) };
+        let bulk = Bulk { leases: Arc::clone(&leases), ..Bulk::default() };
         let stream_responder = stream::responder::StreamResponder::new(
             stream_access,
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         );
-        let runs = bulk.threads.answer(Arc::clone(&leases)).context("preparing bandwidth runs")?;
+        let runs = RunResponder::new(&bulk).context("preparing bandwidth runs")?;
         let stream_responder = Arc::new(stream_responder.with_bulk(runs.connections()));
         let access = Access { policy, keys: settings.keys.mesh.clone() };
         let agent_port = Service {

@@ -67,6 +67,7 @@ impl EchoPath {
         };
         let (id, peer_left_at) = (start.id, start.peer_left_at);
         let keys = start.settings.keys.get(plan.keys, peer);
+        series.set_load(start.loops.bulk.loads.of(plan.to().ip()));
         let mut path = Self { id, plan, series, stream: None, path_mtu: None };
         path.path_mtu = path.plan.mtu_series(start, mtu_series);
         if let Some((spec, source)) = path.plan.datagrams(keys.clone(), count, start.seed) {

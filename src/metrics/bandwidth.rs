@@ -1,5 +1,6 @@
 //! Series of bandwidth runs.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
@@ -14,7 +15,7 @@ use super::text::{CLOSE, Cell, Family, Suffix, counter, gauge, label};
 pub struct BandwidthSeries {
     labels: String,
     runs: Labelled<StopReason, 9>,
-    skipped: Labelled<SkipReason, 7>,
+    skipped: Labelled<SkipReason, 8>,
     failures: Labelled<FailureReason, 3>,
     /// Bytes of payload that were received.
     bytes: Cell,
@@ -23,8 +24,15 @@ pub struct BandwidthSeries {
     duration: Cell,
     /// 1 while a run loads the path.
     pub running: Cell,
+    /// Bytes that the budgets of this host left at the last attempt, plus one; 0: not known.
+    budget_left: Cell,
     last: Mutex<Option<LastRun>>,
+    /// The dispersion rates of the last runs, the latest last.
+    dispersions: Mutex<VecDeque<u64>>,
 }
+
+/// Runs whose dispersion rates are kept. Chosen: the last hour of a run each three minutes.
+const DISPERSIONS: usize = 20;
 
 /// The results of the last run.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +48,13 @@ pub struct LastRun {
     /// Median round trip before the run, and added delay by the run, in nanoseconds; `None` if they were not
     /// measured.
     pub latency: Option<RunLatency>,
+    /// Dispersion rate in bytes of payload per second; `None` if the trains did not agree, or of other
+    /// methods.
+    pub dispersion: Option<u64>,
+    /// Bytes per second that a token bucket admits after its burst; `None`: none was seen.
+    pub sustained: Option<u64>,
+    /// Whether the path carries the rate of a check; `None` if it is not known, or of other methods.
+    pub has_passed: Option<bool>,
     /// All results, for the API.
     pub json: serde_json::Value,
 }
@@ -76,6 +91,8 @@ pub enum SkipReason {
     Busy,
     /// Runs are switched off, here or at the peer.
     Disabled,
+    /// This host or the peer has quiet hours.
+    QuietHours,
     /// The peer does not grant this host a lease.
     NotAllowed,
     /// This host or the peer does not allow a run of this size or rate.
@@ -90,6 +107,7 @@ labels!(SkipReason, "reason", {
     Budget => "budget",
     Busy => "busy",
     Disabled => "disabled",
+    QuietHours => "quiet_hours",
     NotAllowed => "not_allowed",
     Invalid => "invalid",
     NoReplies => "no_replies",
@@ -142,7 +160,28 @@ impl BandwidthSeries {
         self.bytes.add(bytes);
         self.retransmits.add(retransmits);
         self.duration.add(nanos);
+        if let Some(rate) = last.dispersion {
+            let mut dispersions = self.dispersions.lock().unwrap_or_else(PoisonError::into_inner);
+            if dispersions.len() == DISPERSIONS {
+                dispersions.pop_front();
+            }
+            dispersions.push_back(rate);
+        }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+    }
+
+    /// Sets the bytes that the budgets of this host leave to the path today; `None`: there is no limit.
+    pub fn set_budget_left(&self, bytes: Option<u64>) {
+        self.budget_left.set(bytes.map_or(0, |bytes| bytes.saturating_add(1)));
+    }
+
+    /// A quantile of the last dispersion rates by nearest rank; `None` if there are none.
+    fn dispersion(&self, percent: usize) -> Option<u64> {
+        let dispersions = self.dispersions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<u64> = dispersions.iter().copied().collect();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        sorted.get(rank - 1).copied()
     }
 
     /// Returns the results of the last run; `None` if there was none.
@@ -168,11 +207,15 @@ impl BandwidthSeries {
 
 impl Series for BandwidthSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 30;
+    const LINES: usize = 37;
 }
 
+/// Quantiles of the dispersion rates, in percent and as the rest of the labels.
+const QUANTILES: [(usize, &str); 3] =
+    [(10, ",quantile=\"0.1\"} "), (50, ",quantile=\"0.5\"} "), (90, ",quantile=\"0.9\"} ")];
+
 /// In alphabetical order.
-const FAMILIES: [Family<BandwidthSeries>; 14] = [
+const FAMILIES: [Family<BandwidthSeries>; 18] = [
     gauge(
         "pathmeter_bandwidth_added_delay_seconds",
         "Delay that the last run added: p95 of the RTT under load above the idle median.",
@@ -183,11 +226,40 @@ const FAMILIES: [Family<BandwidthSeries>; 14] = [
         },
     ),
     gauge(
+        "pathmeter_bandwidth_budget_left_bytes",
+        "Bytes that the budgets of this host left to the path today, at the last attempt.",
+        |w, name, s| {
+            if let Some(bytes) = s.budget_left.get().checked_sub(1) {
+                w.count(name, Suffix::None, &s.labels, CLOSE, bytes);
+            }
+        },
+    ),
+    gauge(
         "pathmeter_bandwidth_capacity",
         "1 if the throughput of the last run is the capacity of the path, 0 if the capacity is at least that.",
         |w, name, s| {
             if let Some(is_capacity) = s.last_value(|last| Some(last.is_capacity.into())) {
                 w.count(name, Suffix::None, &s.labels, CLOSE, is_capacity);
+            }
+        },
+    ),
+    gauge(
+        "pathmeter_bandwidth_check_passed",
+        "1 if the path carried the rate of the last check, 0 if not. Absent if that is not known.",
+        |w, name, s| {
+            if let Some(has_passed) = s.last_value(|last| last.has_passed.map(u64::from)) {
+                w.count(name, Suffix::None, &s.labels, CLOSE, has_passed);
+            }
+        },
+    ),
+    gauge(
+        "pathmeter_bandwidth_dispersion_bytes_per_second",
+        "Quantiles of the dispersion rates of the last 20 runs whose trains agreed.",
+        |w, name, s| {
+            for (percent, rest) in QUANTILES {
+                if let Some(rate) = s.dispersion(percent) {
+                    w.count(name, Suffix::None, &s.labels, rest, rate);
+                }
             }
         },
     ),
@@ -246,6 +318,15 @@ const FAMILIES: [Family<BandwidthSeries>; 14] = [
     counter("pathmeter_bandwidth_skipped_total", "Runs that were not begun, by reason.", |w, name, s| {
         s.skipped.write(w, name, &s.labels);
     }),
+    gauge(
+        "pathmeter_bandwidth_sustained_bytes_per_second",
+        "Rate that a token bucket admits after its burst, as the last run saw it. Absent if it saw none.",
+        |w, name, s| {
+            if let Some(rate) = s.last_value(|last| last.sustained) {
+                w.count(name, Suffix::None, &s.labels, CLOSE, rate);
+            }
+        },
+    ),
     gauge(
         "pathmeter_bandwidth_throughput_bytes_per_second",
         "Payload per second of the last run, after its slow start. Absent before it.",

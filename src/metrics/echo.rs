@@ -1,5 +1,6 @@
 //! Series of echo paths.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::echo::{Class, Direction, EchoReport, Mismatch, RoundTrip, Verdict};
@@ -8,6 +9,7 @@ use pathmeter_proto::time::nanos;
 
 use super::block::Series;
 use super::distribution::{Buckets, RTT_BOUNDS, SumAndCount};
+use super::host_load::HostLoad;
 use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
@@ -51,6 +53,8 @@ pub struct EchoSeries {
     flows: Cell,
     flows_lossy: Cell,
     draining: Cell,
+    /// The load of the destination by bandwidth runs; `None`: it is not known.
+    load: Mutex<Option<Arc<HostLoad>>>,
 }
 
 labels!(NotSent, "error", {
@@ -184,6 +188,15 @@ impl EchoSeries {
         self.flows.set(flows);
         self.flows_lossy.set(0);
         self.draining.set(0);
+    }
+
+    /// Sets where the load of the destination is found.
+    pub fn set_load(&self, load: Arc<HostLoad>) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = Some(load);
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|load| load.is_loaded())
     }
 
     /// Sets whether the peer announced its shutdown (goodbye).
@@ -355,11 +368,11 @@ fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &SumAndC
 
 impl Series for EchoSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 70;
+    const LINES: usize = 71;
 }
 
 /// In alphabetical order.
-const FAMILIES: [Family<EchoSeries>; 31] = [
+const FAMILIES: [Family<EchoSeries>; 32] = [
     gauge(
         "pathmeter_echo_draining",
         "1 if the peer announced its shutdown and has not returned, else 0.",
@@ -426,6 +439,11 @@ const FAMILIES: [Family<EchoSeries>; 31] = [
         "pathmeter_echo_late_total",
         "Datagrams answered in time, but with an RTT above pathmeter_echo_late_after_seconds.",
         |w, name, s| one(w, name, s, s.late.get()),
+    ),
+    gauge(
+        "pathmeter_echo_loaded",
+        "1 while a bandwidth run of this agent with the peer loads the path, and for a minute after, else 0.",
+        |w, name, s| one(w, name, s, s.is_loaded().into()),
     ),
     histogram(
         "pathmeter_echo_loss_burst_length",

@@ -11,6 +11,7 @@ mod discovery;
 mod distribution;
 pub mod echo;
 pub mod group;
+pub mod host_load;
 mod labels;
 mod page;
 pub mod path_mtu;

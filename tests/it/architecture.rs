@@ -112,7 +112,7 @@ const RULES: [Rule; 13] = [
         allowed_in: &[
             "src/api/renderer.rs",
             "src/api/routes.rs",
-            "src/bulk/endpoint.rs",
+            "src/bulk/streams.rs",
             "src/cli/bandwidth/mod.rs",
             "src/cli/demo.rs",
             "src/cli/interrupt.rs",
@@ -135,7 +135,12 @@ const RULES: [Rule; 13] = [
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        allowed_in: &["src/answering.rs", "src/bulk/connections.rs", "src/loops/mod.rs"],
+        allowed_in: &[
+            "src/answering.rs",
+            "src/bulk/load/thread.rs",
+            "src/bulk/threads.rs",
+            "src/loops/mod.rs",
+        ],
         reason: "the only threads besides the runtime's are the measuring loops and those of connections",
     },
     Rule {
@@ -150,9 +155,10 @@ const RULES: [Rule; 13] = [
             "src/daemon/shutdown.rs",
             "src/daemon/pending.rs",
             "src/discovery/dns.rs",
+            "src/metrics/host_load.rs",
             "src/stream/mod.rs",
         ],
-        reason: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS and of the stop have another",
+        reason: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS, of marks and of the stop have another",
     },
 ];
 
@@ -223,7 +229,7 @@ const LAYERS: [Layers; 2] = [
             &["dscp", "key", "prefix", "time"],
             &["bandwidth", "token_bucket"],
             &["admission", "machine", "probe_budget", "schedule", "stats", "wire"],
-            &["echo", "goodbye", "selection"],
+            &["echo", "goodbye", "load", "selection"],
             &["mtu", "trace"],
             &["sim"],
         ],

@@ -1,17 +1,14 @@
 //! Bandwidth runs: who may run when, what a run may cost, and when it must stop.
 //!
 //! A run loads one direction of a path. It needs a lease of the responder ([`lease`]) and bytes of the
-//! budgets of both ends ([`ledger`]), never exceeds its rate ([`rate_cap`]), and ends when it does harm
-//! ([`harm`]). [`throughput`] computes the result of a run over TCP. [`load`] decides what a run of datagrams
-//! sends and counts what arrives; [`dispersion`], [`delay_growth`] and [`check`] say what that means.
+//! budgets of both ends ([`ledger`]), does not begin in [`quiet_hours`], never exceeds its rate
+//! ([`rate_cap`]), and ends when it does harm ([`harm`]). [`throughput`] computes the result of a run over
+//! TCP; what a run over UDP sends and measures is in [`load`](crate::load).
 
-pub mod check;
-pub mod delay_growth;
-pub mod dispersion;
 pub mod harm;
 pub mod lease;
 pub mod ledger;
-pub mod load;
+pub mod quiet_hours;
 pub mod rate_cap;
 pub mod throughput;
 
@@ -33,6 +30,15 @@ impl RunDirection {
             Self::Reverse => "reverse",
         }
     }
+}
+
+/// An end of a run. Each signs with a key of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The agent that requested the lease.
+    Prober,
+    /// The agent that granted it.
+    Responder,
 }
 
 /// Why a run ended.

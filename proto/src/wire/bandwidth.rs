@@ -28,11 +28,10 @@
 //! request for the lease, so a correct HMAC shows that the client was granted the lease. The handshake of TCP
 //! shows that it receives what is sent to its address.
 
+use super::load::{Dispersion, LoadResult};
 use super::{DecodeError, array, put, require, u16_at, u32_at, u64_at};
-use crate::bandwidth::StopReason;
-use crate::bandwidth::dispersion::Dispersion;
 use crate::bandwidth::lease::LeaseId;
-use crate::bandwidth::load::LoadResult;
+use crate::bandwidth::{RunEnd, StopReason};
 use crate::key::Key;
 
 /// Length of a message in bytes.
@@ -132,15 +131,6 @@ pub struct SenderStatistics {
     pub buffer_limited_ms: u32,
     /// Name of the congestion control, at most 16 bytes of ASCII.
     pub congestion_control: String,
-}
-
-/// The end that sends a message; each has a key of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunEnd {
-    /// The agent that requested the lease.
-    Prober,
-    /// The agent that granted it.
-    Responder,
 }
 
 /// Signs the messages of one end on one connection, or verifies them.

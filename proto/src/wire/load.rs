@@ -20,12 +20,12 @@
 //! ```
 //!
 //! The keys are derived from the secret of the lease, one for each end. A cookie shows that the prober
-//! receives what is sent to its address and port. Load is not signed: it is accepted only from the address and
-//! port that were proven, and with the lease.
+//! receives what is sent to its address and port. Load is not signed: it is accepted only from the address
+//! and port that were proven, and with the lease.
 
 use super::agent::{AgentKind, HEADER_BYTES};
-use super::bandwidth::RunEnd;
 use super::{DecodeError, array, put, require, u16_at, u32_at, u64_at};
+use crate::bandwidth::RunEnd;
 use crate::bandwidth::lease::LeaseId;
 use crate::key::Key;
 
@@ -81,9 +81,8 @@ impl Handshake {
 
     /// Decodes a datagram and verifies its HMAC.
     ///
-    /// # Errors
-    /// [`DecodeError::Unauthentic`] if it was not signed by the other end; other errors if it does not begin a
-    /// run.
+    /// # Errors [`DecodeError::Unauthentic`] if it was not signed by the other end; other errors if it does
+    /// not begin a run.
     pub fn decode(bytes: &[u8], key: &LoadKey) -> Result<Self, DecodeError> {
         let kind = LoadKind::read(bytes)?;
         if !matches!(kind, LoadKind::Handshake(_)) || bytes.len() != HANDSHAKE_BYTES {
@@ -153,6 +152,33 @@ pub struct TrainPlace {
     pub position: u16,
     /// Number of datagrams in it, at least 1.
     pub length: u16,
+}
+
+/// What a receiver has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LoadResult {
+    /// Datagrams that a router marked because of congestion (ECN CE, RFC 3168).
+    pub congestion_marks: u32,
+    /// Whether the host of the receiver dropped datagrams: it is slower than the path.
+    pub is_host_limited: bool,
+    /// How much longer datagrams took at the end than at the beginning, in microseconds; `None`: too few
+    /// arrived.
+    pub delay_growth: Option<i32>,
+    /// What the trains tell; `None`: nothing, or there were none.
+    pub dispersion: Option<Dispersion>,
+}
+
+/// What the trains of a run tell. Rates in bytes of payload per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dispersion {
+    /// The rate, within 5 %; `None` if the trains do not agree.
+    pub rate: Option<u64>,
+    /// The rate is at least this.
+    pub low: u64,
+    /// The rate is at most this; `None`: the sender may have been slower than the path.
+    pub high: Option<u64>,
+    /// The rate that a token bucket admits after its burst; `None`: none was seen.
+    pub sustained: Option<u64>,
 }
 
 impl Load {

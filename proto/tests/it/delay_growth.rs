@@ -1,6 +1,6 @@
 //! Delay growth of a load over simulated links.
 
-use pathmeter_proto::bandwidth::delay_growth::DelayGrowth;
+use pathmeter_proto::load::delay_growth::DelayGrowth;
 use pathmeter_proto::sim::{Jitter, Link, Packet, Queue, Random};
 use pathmeter_proto::time::Timestamp;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pathmeter_proto::bandwidth::dispersion::{TrainArrival, Trains};
-use pathmeter_proto::bandwidth::load::{DATAGRAM_BYTES, LoadSender, LoadStep, Pattern};
+use pathmeter_proto::load::dispersion::{TrainArrival, Trains};
+use pathmeter_proto::load::{DATAGRAM_BYTES, LoadSender, LoadStep, Pattern};
 use pathmeter_proto::sim::{Jitter, Link, Loss, Packet, Queue, Random};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::load::TrainPlace;

@@ -101,6 +101,8 @@ pub enum RefusalReason {
     NotAllowed,
     /// Runs are switched off.
     Disabled,
+    /// No run begins in these hours.
+    QuietHours,
     /// The agent is about to stop.
     Stopping,
     /// An operator has stopped all runs.

@@ -275,7 +275,8 @@ impl State {
         });
         let id = match known {
             Some(id) => id,
-            None => match self.enter(client, request) {
+            // A client that waits keeps its place.
+            None => match self.check_hours(wall).and_then(|()| self.enter(client, request)) {
                 Ok(id) => id,
                 Err(refusal) => return refusal,
             },
@@ -345,7 +346,10 @@ impl State {
             );
         }
         if request.method == Method::Check && request.rate_bytes_per_second.is_none() {
-            return refused(RefusalReason::Invalid, "rate_bytes_per_second: a check needs a rate".to_owned());
+            return refused(
+                RefusalReason::Invalid,
+                "rate_bytes_per_second: missing; a check needs a rate".to_owned(),
+            );
         }
         if let Some(bytes) = request.bytes_max.filter(|bytes| !(1..=self.rules.run_bytes_max).contains(bytes))
         {
@@ -355,6 +359,17 @@ impl State {
             return outside("rate_bytes_per_second", rate, RUN_RATE_MIN, u64::MAX);
         }
         Ok(())
+    }
+
+    fn check_hours(&self, wall: WallTime) -> Result<(), LeaseAnswer> {
+        let Some(left) = self.rules.quiet_hours.iter().filter_map(|hours| hours.left(wall)).max() else {
+            return Ok(());
+        };
+        Err(LeaseAnswer::Refused {
+            reason: RefusalReason::QuietHours,
+            detail: "this agent begins no runs in its bandwidth.quiet_hours".to_owned(),
+            retry_after_seconds: Some(left.as_secs_f64()),
+        })
     }
 
     /// Remembers a new request. Returns its random identifier.

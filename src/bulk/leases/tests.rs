@@ -165,3 +165,35 @@ fn grant_has_a_secret_of_its_own() {
     let short = Grant { secret: first.secret[1..].to_owned(), ..first };
     assert_eq!(short.decode(), None);
 }
+
+#[test]
+fn no_run_begins_in_quiet_hours_but_a_client_keeps_its_place() {
+    let leases = Leases::new(rules(""), 9863);
+    let LeaseAnswer::Granted(_) = leases.request(CLIENT, forward(1_000)) else { panic!() };
+    let LeaseAnswer::Waiting { lease, .. } = leases.request(OTHER, forward(1_000)) else { panic!() };
+    leases.set_rules(rules("quiet_hours: [\"00:00-24:00\"]"));
+    let again = LeaseRequest { lease: Some(lease), ..forward(1_000) };
+    assert!(matches!(leases.request(OTHER, again), LeaseAnswer::Waiting { .. }));
+    let forged = LeaseRequest { lease: Some("0123456789abcdef".to_owned()), ..forward(1_000) };
+    for request in [forward(1_000), forged] {
+        let answer = leases.request(OTHER, request);
+        let LeaseAnswer::Refused { reason: RefusalReason::QuietHours, retry_after_seconds, .. } = answer
+        else {
+            panic!("{answer:?}")
+        };
+        assert!(retry_after_seconds.is_some_and(|seconds| (1.0..=86_400.0).contains(&seconds)));
+    }
+}
+
+#[test]
+fn run_over_udp_has_one_connection_and_a_check_has_a_rate() {
+    let leases = Leases::new(rules(""), 9863);
+    let train = LeaseRequest { method: Method::Train, connections: 2, ..forward(1_000) };
+    let check = LeaseRequest { method: Method::Check, connections: 1, ..forward(1_000) };
+    for (request, detail) in [
+        (train, "connections: 2; runs over UDP have 1"),
+        (check, "rate_bytes_per_second: missing; a check needs a rate"),
+    ] {
+        assert_eq!(refusal(leases.request(CLIENT, request)), (RefusalReason::Invalid, detail.to_owned()));
+    }
+}

@@ -12,8 +12,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeSpec;
 use pathmeter_proto::bandwidth::lease::LeaseId;
-use pathmeter_proto::bandwidth::load::{BATCH_MAX, DATAGRAM_BYTES};
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::load::{BATCH_MAX, DATAGRAM_BYTES};
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::load::{Load, LoadKind, TrainPlace};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -40,8 +40,13 @@ pub(in crate::bulk) enum Reception {
 }
 
 /// Opens a socket of the prober, connected to the agent port.
-pub(in crate::bulk) fn open(to: SocketAddr, source: Option<IpAddr>, dscp: Dscp) -> io::Result<UdpSocket> {
-    let socket = new_socket(to, dscp)?;
+pub(in crate::bulk) fn open(
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    dscp: Dscp,
+    reception: Reception,
+) -> io::Result<UdpSocket> {
+    let socket = new_socket(to, dscp, reception)?;
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
@@ -51,8 +56,13 @@ pub(in crate::bulk) fn open(to: SocketAddr, source: Option<IpAddr>, dscp: Dscp) 
 
 /// Opens a socket of the responder: it has the address and the port of the agent port, but receives only from
 /// `prober`. The agent port must allow it ([`share_port`]).
-pub(in crate::bulk) fn open_for(local: SocketAddr, prober: SocketAddr, dscp: Dscp) -> io::Result<UdpSocket> {
-    let socket = new_socket(prober, dscp)?;
+pub(in crate::bulk) fn open_for(
+    local: SocketAddr,
+    prober: SocketAddr,
+    dscp: Dscp,
+    reception: Reception,
+) -> io::Result<UdpSocket> {
+    let socket = new_socket(prober, dscp, reception)?;
     socket.set_reuse_address(true)?;
     socket.bind(&local.into())?;
     socket.connect(&prober.into())?;
@@ -68,7 +78,7 @@ pub(crate) fn share_port(socket: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&socket).set_reuse_address(true)
 }
 
-fn new_socket(peer: SocketAddr, dscp: Dscp) -> io::Result<Socket> {
+fn new_socket(peer: SocketAddr, dscp: Dscp, reception: Reception) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(peer), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
     let tos = u32::from(dscp.tos() | ECT_0);
@@ -83,6 +93,13 @@ fn new_socket(peer: SocketAddr, dscp: Dscp) -> io::Result<Socket> {
         socket.set_only_v6(true)?;
         socket.set_tclass_v6(tos)?;
         setsockopt(&socket, Ipv6RecvTClass, &true)?;
+    }
+    // From now on, because the load may arrive before its receiver has begun. Without timestamps this
+    // process's clock is used.
+    let _ = setsockopt(&socket, ReceiveTimestampns, &true);
+    if reception == Reception::Merged {
+        // Older kernels do not merge.
+        let _ = setsockopt(&socket, UdpGroSegment, &true);
     }
     Ok(socket)
 }
@@ -111,14 +128,8 @@ impl LoadSocket {
         Ok(Self::new(socket, lease, buffer))
     }
 
-    pub(super) fn receiver(socket: UdpSocket, lease: LeaseId, reception: Reception) -> io::Result<Self> {
-        // Without them this process's clock is used.
-        let _ = setsockopt(&socket, ReceiveTimestampns, &true);
-        if reception == Reception::Merged {
-            // Older kernels do not merge.
-            let _ = setsockopt(&socket, UdpGroSegment, &true);
-        }
-        Ok(Self::new(socket, lease, vec![0; READ_BYTES]))
+    pub(super) fn receiver(socket: UdpSocket, lease: LeaseId) -> Self {
+        Self::new(socket, lease, vec![0; READ_BYTES])
     }
 
     fn new(socket: UdpSocket, lease: LeaseId, buffer: Vec<u8>) -> Self {
@@ -170,8 +181,8 @@ impl LoadSocket {
         }
     }
 
-    /// Reads once. `on_load` gets the head of each datagram of the load, its length, its ECN bits, and when it
-    /// arrived. Returns whether there was anything to read.
+    /// Reads once. `on_load` gets the head of each datagram of the load, its length, its ECN bits, and when
+    /// it arrived. Returns whether there was anything to read.
     pub(super) fn receive(
         &mut self,
         mut on_load: impl FnMut(Load, usize, u8, Timestamp),

@@ -12,11 +12,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::bandwidth::lease::LeaseId;
-use pathmeter_proto::bandwidth::load::{LoadReceiver, LoadResult, LoadSender, LoadStep};
+use pathmeter_proto::load::{LoadReceiver, LoadSender, LoadStep};
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::load::LoadResult;
 use tokio::sync::{Notify, oneshot};
 
-use super::socket::{LoadSocket, Reception};
+use super::socket::LoadSocket;
 use crate::clock::Clock;
 
 /// The thread. It starts when it is first needed, and ends with the process.
@@ -79,12 +80,7 @@ impl LoadThread {
     }
 
     /// Begins to receive from a socket.
-    pub(in crate::bulk) fn receive(
-        &self,
-        socket: UdpSocket,
-        lease: LeaseId,
-        reception: Reception,
-    ) -> io::Result<LoadFlow> {
+    pub(in crate::bulk) fn receive(&self, socket: UdpSocket, lease: LeaseId) -> io::Result<LoadFlow> {
         let (report, result) = oneshot::channel();
         let role = Role::Receiver(Receiver {
             load: LoadReceiver::default(),
@@ -92,7 +88,7 @@ impl LoadThread {
             last: Timestamp::default(),
             report: Some(report),
         });
-        self.start(LoadSocket::receiver(socket, lease, reception)?, role, Some(result))
+        self.start(LoadSocket::receiver(socket, lease), role, Some(result))
     }
 
     fn start(

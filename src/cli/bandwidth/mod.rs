@@ -40,9 +40,9 @@ pub(super) struct BandwidthArguments {
     /// The agent to measure.
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
-    /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion tells
-    /// the rate of the narrowest link, 300kB unless --bytes is given; check: whether the path carries --rate,
-    /// for 1 s unless --seconds is given
+    /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion
+    /// tells the rate of the narrowest link, 300kB unless --bytes is given; check: whether the path carries
+    /// --rate, for 1 s unless --seconds is given
     #[arg(long, short = 'm', default_value = METHOD)]
     #[arg(value_parser = PossibleValuesParser::new([METHOD, "train", "check"]))]
     method: String,

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pathmeter_proto::bandwidth::check::CheckVerdict;
-use pathmeter_proto::bandwidth::dispersion::Dispersion;
 use pathmeter_proto::bandwidth::throughput::Progress;
 use pathmeter_proto::bandwidth::{RunDirection, StopReason};
+use pathmeter_proto::load::check::CheckVerdict;
+use pathmeter_proto::wire::load::Dispersion;
 use serde_json::{Value, json};
 
 use crate::bulk::{LimitedBy, RunOutcome};

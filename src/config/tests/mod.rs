@@ -73,6 +73,7 @@ fn empty_file_configures_an_agent_that_only_answers() {
         },
         bandwidth: BandwidthRules {
             enabled: true,
+            quiet_hours: Vec::new(),
             runs_max: 1,
             rate_max: None,
             run_bytes_max: 2_000_000_000,

@@ -343,6 +343,32 @@ fn value_that_is_not_allowed_is_rejected() {
 }
 
 #[test]
+fn bandwidth_that_cannot_run_is_rejected() {
+    check(&[
+        (
+            "probes: [{name: p, kind: bandwidth, method: check}]",
+            &["line 1, column 10: probes[0].rate: missing: method: check asks whether a path carries it; \
+               write the rate that the path must carry, such as 50Mbit/s"],
+        ),
+        (
+            "probes: [{name: p, kind: bandwidth, method: train, streams: 2}]",
+            &["line 1, column 61: probes[0].streams: 2 connections, but method: train has none; \
+               remove this key, or write method: tcp"],
+        ),
+        (
+            "bandwidth: {quiet_hours: [\"8:00-18:00\"]}",
+            &["line 1, column 27: bandwidth.quiet_hours[0]: \"8:00-18:00\"; \
+               write hours in UTC such as \"08:00-18:00\""],
+        ),
+        (
+            "bandwidth: {quiet_hours: 22}",
+            &["line 1, column 26: bandwidth.quiet_hours: `22` is a number; \
+               write a list of hours in UTC such as [\"08:00-18:00\"]"],
+        ),
+    ]);
+}
+
+#[test]
 fn probe_that_cannot_run_is_rejected() {
     check(&[
         ("probes: [{}]", &["line 1, column 10: probes[0].name: missing; this key is required"]),

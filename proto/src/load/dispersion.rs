@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::time::{Timestamp, nanos};
-use crate::wire::load::TrainPlace;
+use crate::wire::load::{Dispersion, TrainPlace};
 
 /// An arrival of a datagram of a train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,19 +29,6 @@ pub struct TrainArrival {
 pub struct Trains {
     trains: BTreeMap<u16, Vec<TrainArrival>>,
     count: usize,
-}
-
-/// What the trains of a run tell. Rates in bytes of payload per second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dispersion {
-    /// The rate, within 5 %; `None` if the trains do not agree.
-    pub rate: Option<u64>,
-    /// The rate is at least this.
-    pub low: u64,
-    /// The rate is at most this; `None`: the sender may have been slower than the path.
-    pub high: Option<u64>,
-    /// The rate that a token bucket admits after its burst; `None`: none was seen.
-    pub sustained: Option<u64>,
 }
 
 /// Maximum arrivals that are kept; later ones are ignored. Chosen: two megabytes.
@@ -63,8 +50,8 @@ const AGREEMENT: f64 = 0.05;
 /// whose arrival the receiver's network interface reported together (interrupt coalescing).
 const BUNCHED: f64 = 0.25;
 
-/// A shorter mean gap is that between two timestamps of the kernel, not between two datagrams on a link: above
-/// 5 Gbit/s trains tell nothing.
+/// A shorter mean gap is that between two timestamps of the kernel, not between two datagrams on a link:
+/// above 5 Gbit/s trains tell nothing.
 const GAP_MIN: f64 = 2e-6;
 
 /// A train that takes less than so many times the longest time between two bunches says nothing.

@@ -1,15 +1,21 @@
-//! The load of a run over UDP: what is sent when, and what arrives.
+//! The load of a run over UDP: what is sent when ([`LoadSender`]), and what arrives ([`LoadReceiver`]).
+//!
+//! [`dispersion`], [`delay_growth`] and [`check`] say what the arrivals mean.
+
+pub mod check;
+pub mod delay_growth;
+pub mod dispersion;
 
 use std::time::Duration;
 
-use super::StopReason;
-use super::delay_growth::DelayGrowth;
-use super::dispersion::{Dispersion, TrainArrival, Trains};
-use super::rate_cap::RateCap;
+use self::delay_growth::DelayGrowth;
+use self::dispersion::{TrainArrival, Trains};
+use crate::bandwidth::StopReason;
+use crate::bandwidth::rate_cap::RateCap;
 use crate::schedule::mix;
 use crate::stats::{ArrivalOrder, ReceivedSequences};
 use crate::time::{Timestamp, nanos};
-use crate::wire::load::{Load, TrainPlace};
+use crate::wire::load::{Load, LoadResult, TrainPlace};
 
 /// Payload of a datagram of the load in bytes. Chosen: what every path carries (QUIC, RFC 9000 section 14.1).
 pub const DATAGRAM_BYTES: usize = 1_200;
@@ -99,8 +105,8 @@ pub enum LoadStep {
 }
 
 impl LoadSender {
-    /// A sender that begins at `start`, sends at most `bytes_max` bytes of payload, at most `rate_max` of them
-    /// per second, and ends after `duration`.
+    /// A sender that begins at `start`, sends at most `bytes_max` bytes of payload, at most `rate_max` of
+    /// them per second, and ends after `duration`.
     #[must_use]
     pub fn new(
         pattern: Pattern,
@@ -228,20 +234,6 @@ pub struct LoadReceiver {
     congestion_marks: u32,
     trains: Trains,
     delays: DelayGrowth,
-}
-
-/// What a receiver has measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LoadResult {
-    /// Datagrams that a router marked because of congestion (ECN CE, RFC 3168).
-    pub congestion_marks: u32,
-    /// Whether the host of the receiver dropped datagrams: it is slower than the path.
-    pub is_host_limited: bool,
-    /// How much longer datagrams took at the end than at the beginning, in microseconds; `None`: too few
-    /// arrived.
-    pub delay_growth: Option<i32>,
-    /// What the trains tell; `None`: nothing, or there were none.
-    pub dispersion: Option<Dispersion>,
 }
 
 impl LoadReceiver {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::load::LoadResult;
 use crate::time::nanos;
+use crate::wire::load::LoadResult;
 
 /// A load that was sent to find out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
