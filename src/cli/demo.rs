@@ -131,11 +131,16 @@ fn configuration(name: &str, port: u16) -> String {
         );
     }
     // A small part of what loopback carries, so that the delay of the other paths stays what it is.
-    let _ = writeln!(
-        text,
-        "  - {{name: capacity, kind: bandwidth, interval: 10s, bytes: 20MB, source: {address}, peers: [{neighbour}]}}"
-    );
-    text.push_str("peers:\n");
+    for method in ["tcp, bytes: 20MB", "train", "check, rate: 100Mbit/s"] {
+        let (name, _) = method.split_once(',').unwrap_or((method, ""));
+        let _ = writeln!(
+            text,
+            "  - {{name: bw-{name}, kind: bandwidth, method: {method}, interval: 10s, source: {address}, \
+             peers: [{neighbour}]}}"
+        );
+    }
+    // The runs of a demo need not wait for each other.
+    text.push_str("bandwidth: {runs_max: 100}\npeers:\n");
     for (name, address) in AGENTS {
         let _ = writeln!(text, "  - {{name: {name}, address: {address}}}");
     }

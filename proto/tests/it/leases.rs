@@ -95,7 +95,7 @@ fn simulate(seed: u64) {
 
 #[test]
 fn runs_never_exceed_the_limit_and_every_client_has_its_turn() {
-    for seed in seeds(300) {
+    for seed in seeds(1_000) {
         simulate(seed);
     }
 }
