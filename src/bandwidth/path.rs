@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::bandwidth::RunDirection;
+use pathmeter_proto::time::nanos;
 use serde_json::{Map, Value, json};
 use tokio::task::AbortHandle;
 
@@ -39,6 +40,7 @@ impl Plan for BandwidthPlan {
             (*direction, earlier.map_or_else(new, |(_, series)| Arc::clone(series)))
         };
         let series: DirectionSeries = self.bandwidth.direction.list().iter().map(series_of).collect();
+        series.iter().for_each(|(_, series)| series.interval.set(nanos(self.interval)));
         let client = Client {
             signer: start.settings.keys.mesh.as_deref().map(Signer::new),
             source: self.source,

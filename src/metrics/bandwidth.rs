@@ -22,6 +22,8 @@ pub struct BandwidthSeries {
     retransmits: Cell,
     /// In nanoseconds.
     duration: Cell,
+    /// The interval of the probe in nanoseconds.
+    pub interval: Cell,
     /// 1 while a run loads the path.
     pub running: Cell,
     /// Bytes that the budgets of this host left at the last attempt, plus one; 0: not known.
@@ -207,7 +209,7 @@ impl BandwidthSeries {
 
 impl Series for BandwidthSeries {
     const FAMILIES: &'static [Family<Self>] = &FAMILIES;
-    const LINES: usize = 37;
+    const LINES: usize = 38;
 }
 
 /// Quantiles of the dispersion rates, in percent and as the rest of the labels.
@@ -215,7 +217,7 @@ const QUANTILES: [(usize, &str); 3] =
     [(10, ",quantile=\"0.1\"} "), (50, ",quantile=\"0.5\"} "), (90, ",quantile=\"0.9\"} ")];
 
 /// In alphabetical order.
-const FAMILIES: [Family<BandwidthSeries>; 18] = [
+const FAMILIES: [Family<BandwidthSeries>; 19] = [
     gauge(
         "pathmeter_bandwidth_added_delay_seconds",
         "Delay that the last run added: p95 of the RTT under load above the idle median.",
@@ -270,6 +272,9 @@ const FAMILIES: [Family<BandwidthSeries>; 18] = [
         if let Some(nanos) = s.last_latency(|latency| latency.idle) {
             w.seconds(name, Suffix::None, &s.labels, CLOSE, nanos);
         }
+    }),
+    gauge("pathmeter_bandwidth_interval_seconds", "Interval of the probe.", |w, name, s| {
+        w.seconds(name, Suffix::None, &s.labels, CLOSE, s.interval.get());
     }),
     gauge("pathmeter_bandwidth_loaded_rtt_seconds", "Median RTT during the last run.", |w, name, s| {
         if let Some(nanos) = s.last_latency(|latency| latency.loaded) {
