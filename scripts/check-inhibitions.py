@@ -35,6 +35,10 @@ def jitter(instance, peer):
     return alert("JitterHigh", scope="pair", about="latency", instance=instance, peer=peer, probe="fast")
 
 
+def bandwidth(name, peer, **labels):
+    return alert(f"Bandwidth{name}", scope="pair", instance="a", peer=peer, probe="capacity", family="ipv4", **labels)
+
+
 def unreachable(instance, peer):
     return alert("PeerUnreachable", scope="pair", instance=instance, peer=peer)
 
@@ -82,6 +86,8 @@ CASES = [
     ("many agents down are one page", MANY_DOWN, down("b"), False),
     ("an unreachable path inhibits its loss alert", unreachable("a", "b"), loss("a", "b"), False),
     ("an unreachable path does not inhibit other paths", unreachable("a", "b"), loss("a", "c"), True),
+    ("a spent budget explains old results", bandwidth("BudgetSpent", "b"), bandwidth("Stale", "b", direction="reverse"), False),
+    ("a spent budget does not explain those of other paths", bandwidth("BudgetSpent", "b"), bandwidth("Stale", "c"), True),
 ]
 
 

@@ -1,8 +1,9 @@
 //! A fleet monitored by Prometheus with the shipped rules, alerts and dashboards: what they show for known
 //! faults.
-//! Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on `e`. All
-//! agents serve HTTPS. `expected.yaml` has the expected result of each recorded series, dashboard query and
-//! alert.
+//! Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on `e`. These
+//! agents serve HTTPS. An agent on `f` is the peer of bandwidth runs of `b` only, so that their load does not
+//! delay the echoes of others. `expected.yaml` has the expected result of each recorded series, dashboard
+//! query and alert.
 
 mod expected;
 mod prometheus;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use pathmeter_lab::pki::{Authority, Validity};
 use pathmeter_lab::{DEADLINE, Net, NetPlan};
-use pathmeter_proto::sim::{Jitter, Link, Loss};
+use pathmeter_proto::sim::{Jitter, Link, Loss, Queue};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -38,7 +39,11 @@ const DELAY: u64 = 1_000_000;
 /// The mean difference between consecutive datagrams is a third of this, 60 ms.
 const SWINGING: Jitter = Jitter::Uniform(180_000_000);
 
-/// The longest window of a recording rule about paths.
+/// Bits per second of the wire of `f`, and the time in which its queue is sent.
+const SLOW: u64 = 10_000_000;
+const SLOW_QUEUE: Duration = Duration::from_secs(2);
+
+/// The longest window of a recording rule about echoes of a path.
 const LONGEST_WINDOW: Duration = Duration::from_secs(16 * 60);
 
 /// The accelerated trial: a few minutes.
@@ -52,11 +57,12 @@ pub(crate) fn real_time() -> Result<(), Inconclusive> {
 }
 
 /// A fleet with faults: every tenth packet that `a` sends is lost; packets that `c` sends have variable
-/// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed. From the
-/// start, because its alert waits longest, a router rewrites the TTL of what `b` sends to `c`.
+/// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed; the wire of
+/// `f` becomes slow and has a long queue. From the start, because their alerts wait longest, a router rewrites
+/// the TTL of what `b` sends to `c`, and `c` has a budget for one bandwidth run.
 fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
-    let net = NetPlan::mesh(5).build(7);
+    let net = NetPlan::mesh(6).build(7);
     let folder = TempDir::new().unwrap();
     list(&net, folder.path());
     let calm = link(Loss::Random(0.0), Jitter::None);
@@ -68,7 +74,12 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
         net.v4("b"),
         net.v4("c")
     ));
-    let start = |name| NodeAgent::spawn(net.node(name), config(name, folder.path(), speedup));
+    // A run of some tenths of a second needs many segments to tell the capacity. The wire of `f` is the sixth.
+    net.node("f").ip("link set e5 mtu 1500");
+    let unmonitored = json!({"agent": {"name": "f", "grace": "1s"}, "key_file": "the lab's"});
+    let _f = NodeAgent::spawn(net.node("f"), unmonitored);
+    let configured = |name| config(name, &net, folder.path(), speedup);
+    let start = |name| NodeAgent::spawn(net.node(name), configured(name));
     let [_a, b, _c, d] = ["a", "b", "c", "d"].map(start);
     let prometheus = Prometheus::start(net.node("e"), folder.path(), speedup);
     let fleet = Fleet { prometheus, expected, queries: queries(speedup), speedup };
@@ -79,6 +90,9 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
     remarking.rewrite.dscp = Some(0);
     net.wire("a", "core").set_links(&link(Loss::Every(10), Jitter::None), &calm);
     net.wire("c", "core").set_links(&link(Loss::Random(0.0), SWINGING), &remarking);
+    let mut slow = calm.clone();
+    slow.queue = Some(Queue { rate: SLOW, burst: 0, room: SLOW / 8 * SLOW_QUEUE.as_secs() });
+    net.wire("f", "core").set_links(&slow, &slow);
     b.configure(json!("no configuration"));
     d.signal(Signal::SIGKILL);
     fleet.wait_until("every expected alert fires", 30, |fleet| {
@@ -90,10 +104,11 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
     fleet.wait_until("all results are as expected", 15, |fleet| Ok(fleet.problems()))?;
 
     net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
-    // Rewritten TTLs are looked for again after a day: their alert ends with the traces.
-    let mut without_traces = config("b", folder.path(), speedup);
-    without_traces["probes"].as_array_mut().unwrap().retain(|probe| probe["kind"] != "trace");
-    b.configure(without_traces);
+    // Rewritten TTLs are looked for again after a day, and a budget is for a day: these alerts end with the
+    // probes.
+    let mut echoes_only = configured("b");
+    echoes_only["probes"].as_array_mut().unwrap().retain(|probe| probe["kind"].is_null());
+    b.configure(echoes_only);
     let d = start("d");
     let events = &fleet.expected.events;
     fleet.wait_until("the repair is shown", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
@@ -127,7 +142,7 @@ fn list(net: &Net, folder: &Path) {
     }
 }
 
-fn config(name: &str, folder: &Path, speedup: u32) -> Value {
+fn config(name: &str, net: &Net, folder: &Path, speedup: u32) -> Value {
     let zone = AGENTS.iter().find(|(other, _)| *other == name).unwrap().1;
     let shorter = |milliseconds: u32| format!("{}ms", milliseconds / speedup);
     let after = |seconds: u32| shorter(seconds * 1_000);
@@ -141,6 +156,8 @@ fn config(name: &str, folder: &Path, speedup: u32) -> Value {
     let mut config = json!({
         "agent": {"name": name, "grace": "1s", "labels": {"zone": zone}},
         "key_file": "the lab's",
+        // Paths with short intervals need not wait for each other: no two use the same slow wire.
+        "bandwidth": {"runs_max": 4},
         "tls": {"web_config_file": folder.join(format!("{name}.web.yml")), "ca_file": ca},
         "peers": [{"files": [folder.join("targets.yaml")], "scheme": "https", "refresh": "1s"}],
         "probes": [
@@ -154,10 +171,38 @@ fn config(name: &str, folder: &Path, speedup: u32) -> Value {
             stream("web", "http"),
         ],
     });
-    if name == "c" {
-        config["metrics"] = json!({"level": "group", "worst": 5});
+    let run = |name: &str, peer: &str, bytes: &str| {
+        let interval = after(150);
+        json!({"name": name, "kind": "bandwidth", "interval": interval, "peers": [peer], "bytes": bytes})
+    };
+    match name {
+        "a" => {
+            let mut limited = run("capacity", "b", "100kB");
+            limited["rate"] = "2Mbit/s".into();
+            // A tenth of its echoes is lost.
+            limited["added_delay_max"] = "off".into();
+            add(&mut config["probes"], [limited]);
+        }
+        "b" => {
+            add(&mut config["peers"], [json!({"name": "f", "address": net.v4("f")})]);
+            let is_echo = |probe: &&mut Value| probe["kind"].is_null();
+            for probe in config["probes"].as_array_mut().unwrap().iter_mut().filter(is_echo) {
+                probe["peers"] = json!(["a", "c", "d"]);
+            }
+            add(&mut config["probes"], [run("slow", "f", "1MB"), run("spent", "c", "100kB")]);
+        }
+        "c" => {
+            config["metrics"] = json!({"level": "group", "worst": 5});
+            config["bandwidth"] = json!({"bytes_per_day": "100kB"});
+        }
+        _ => {}
     }
     config
+}
+
+/// Appends to a list of the configuration.
+fn add<const N: usize>(list: &mut Value, new: [Value; N]) {
+    list.as_array_mut().unwrap().extend(new);
 }
 
 /// Prometheus, its queries and the expected results.
