@@ -58,6 +58,11 @@ def board():
             details("Agents", line(9, (6, versions()), (6, configurations()), (6, not_scraped()), (6, restarts()))),
             details("Connections", line(8, (12, reconnects()), (12, not_connected()))),
             details("Path MTU", line(8, (12, smallest_mtu()), (12, mtu_changes()))),
+            details(
+                "Bandwidth",
+                line(9, (14, lowest_throughputs()), (10, no_runs())),
+                line(8, (12, runs()), (12, run_bytes())),
+            ),
             details("Routes", line(9, (12, route_changes()), (12, lossy_hops()))),
             details("Groups (metrics.level: group)", line(9, (8, group_loss_matrix()), (8, group_p99()), (8, group_paths()))),
         ],
@@ -509,6 +514,75 @@ def mtu_changes():
             Column("Value", "times", NUMBER, FEW_ARE_ODD, width=90),
         ],
         sort=["times"],
+    )
+
+
+def lowest_throughputs():
+    by = "instance, peer, probe, family, direction"
+    throughput = f"max by ({by}) (pathmeter_bandwidth_throughput_bytes_per_second{{{PATHS}}})"
+    usual = f"max by ({by}) (pathmeter_pair:bandwidth_throughput_bytes_per_second:median7d{{{PATHS}}})"
+
+    def shown(expr):
+        return query(f"{expr} and bottomk({WORST}, {throughput})", expects=BANDWIDTH)
+
+    to = to_pair(cell("instance"), cell("peer"))
+    return table(
+        f"Lowest throughputs ({WORST})",
+        "Payload of the last run. Limited by the path: it is the capacity; otherwise the capacity is at least that. Of usual: compared with the median of a "
+        "week, from six runs on. Added delay: p95 of the RTT under load above the idle median.",
+        shown(f"8 * {throughput}"),
+        shown(f"max by ({by}) (pathmeter_bandwidth_capacity{{{PATHS}}})"),
+        shown(f"{throughput} / ({usual} > 0)"),
+        shown(f"max by ({by}) (pathmeter_bandwidth_added_delay_seconds{{{PATHS}}})"),
+        shown(f"time() - max by ({by}) (pathmeter_bandwidth_run_timestamp_seconds{{{PATHS}}})"),
+        columns=[
+            Column("instance", "from", links=(to,)),
+            Column("peer", "to", links=(to,)),
+            Column("probe", "probe", width=90),
+            Column("family", "family", width=60),
+            Column("direction", "direction", width=80),
+            Column("A", "throughput", BITS_PER_SECOND, width=100),
+            Column("B", "by the path", NUMBER, width=90),
+            Column("C", "of usual", SHARE, width=80),
+            Column("D", "added delay", SECONDS, width=90),
+            Column("E", "age", SECONDS, width=80),
+        ],
+        sort=["throughput"],
+        ascending=True,
+    )
+
+
+def no_runs():
+    return timeseries(
+        "Bandwidth runs skipped and failed in a day",
+        NUMBER,
+        "In the 24 hours before, by reason. Budget: too few bytes are left for today, at one of the two agents. Busy: other runs took the time. Request, connect: "
+        "the peer was not reached. Normal: few.",
+        *(
+            query(f"sum by (reason) (increase(pathmeter_bandwidth_{name}_total{{{PATHS}}}[1d])) > 0", f"{text}: {{{{reason}}}}", expects=TROUBLE)
+            for name, text in (("skipped", "skipped"), ("failures", "failed"))
+        ),
+        stack=True,
+    )
+
+
+def runs():
+    return timeseries(
+        "Bandwidth runs in a day, by what ended them",
+        NUMBER,
+        "In the 24 hours before. Bytes and time: complete. Delay and loss: stopped because they disturbed other traffic; which paths, PathmeterBandwidthRunsStopped says.",
+        query(f"sum by (reason) (increase(pathmeter_bandwidth_runs_total{{{PATHS}}}[1d])) > 0", "{{reason}}", expects=BANDWIDTH),
+        stack=True,
+    )
+
+
+def run_bytes():
+    return timeseries(
+        "Bytes of bandwidth runs in a day",
+        BYTES,
+        f"Payload received in the 24 hours before, by the agent whose probe began the runs; the {WORST} largest. It counts in the budgets of both agents.",
+        query(f"topk({WORST}, sum by (instance) (increase(pathmeter_bandwidth_received_bytes_total{{{PATHS}}}[1d])))", "{{instance}}", expects=BANDWIDTH),
+        stack=True,
     )
 
 

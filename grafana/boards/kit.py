@@ -17,6 +17,7 @@ STREAMS = "streams"  # probes over tcp, websocket or http
 PATH_MTU = "path_mtu"  # probes with path_mtu
 TRACES = "traces"  # probes of kind trace
 HOPS = "hops"  # probes of kind trace with hop_metrics
+BANDWIDTH = "bandwidth"  # probes of kind bandwidth
 TROUBLE = "trouble"  # only during or after an incident
 ZONES = "zones"  # agents that have a zone
 GROUPS = "groups"  # metrics.level: group
@@ -32,6 +33,7 @@ REQUESTS = "reqps"
 EVENTS = "cps"
 BYTES = "bytes"
 BYTES_PER_SECOND = "Bps"
+BITS_PER_SECOND = "bps"
 PACKET = "suffix: B"  # a length of 1500 is read as 1500, not as 1.46 KiB
 HEX = "hex"
 NUMBER = "short"
@@ -66,6 +68,8 @@ COLOURS = {
     "ok": GREEN, "late": YELLOW, "lost": RED, "host-dropped": PURPLE, "withdrawn": GREY,
     "p50": "light-blue", "p90": BLUE, "p99": "dark-blue",
     "to peers": BLUE, "from peers": ORANGE,
+    "forward: capacity": ORANGE, "forward: at least": "light-orange", "forward: usual": GREY,
+    "reverse: capacity": PURPLE, "reverse: at least": "light-purple", "reverse: usual": GREY,
 }  # fmt: skip
 # Thresholds of single numbers by their name.
 SINGLE = {
@@ -74,6 +78,9 @@ SINGLE = {
 }  # fmt: skip
 VALUES = {
     "{{direction}}": ["forward", "reverse", "unknown"],
+    "{{direction}}: capacity": ["forward: capacity", "reverse: capacity"],
+    "{{direction}}: at least": ["forward: at least", "reverse: at least"],
+    "{{direction}}: usual": ["forward: usual", "reverse: usual"],
     "{{state}}": ["up", "down", "draining", "unresolved"],
 }
 

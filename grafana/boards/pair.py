@@ -9,8 +9,8 @@ from .promql import *
 
 # By pattern, so that a link can name several probes.
 PATH = 'job="$job",instance="$instance",peer="$peer",probe=~"$probe",family=~"$family"'
-# Paths of trace probes: another probe of the same pair.
-TRACED = 'job="$job",instance="$instance",peer="$peer",family=~"$family"'
+# Paths of trace and bandwidth probes: other probes of the same pair.
+OF_PAIR = 'job="$job",instance="$instance",peer="$peer",family=~"$family"'
 # The same as PATH, measured by the other side.
 TWIN = 'job="$job",instance="$peer",peer="$instance",probe=~"$probe",family=~"$family"'
 # Backticks: what the format regex escapes has single backslashes, which a quoted string would not have.
@@ -30,7 +30,7 @@ def board():
             variable("probe", "Probe", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer"'),
             variable("family", "Family", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer",probe=~"$probe"'),
         ],
-        annotations=events(BOTH_AGENTS, PATH, TRACED),
+        annotations=events(BOTH_AGENTS, PATH, OF_PAIR),
         links=[
             link(
                 "Opposite direction",
@@ -64,6 +64,12 @@ def board():
             ),
             details("Hops (hop_metrics)", line(10, (12, hop_table()), (12, hop_rtt()))),
             details("Path MTU", line(8, (12, mtu()), (12, mtu_probes()))),
+            details(
+                "Bandwidth (kind: bandwidth)",
+                line(8, (12, throughput()), (12, run_latency())),
+                line(8, (8, added_delay()), (8, run_loss()), (8, run_bytes())),
+                line(8, (12, runs()), (12, no_runs())),
+            ),
             details(
                 "Connections (tcp, websocket, http)",
                 line(7, (12, connected()), (12, reconnects())),
@@ -398,7 +404,7 @@ def ecn():
 
 def _traced(metric):
     """Of each trace probe of the pair; there are several if several echo probes are followed."""
-    return query(f"max by (probe, direction) ({metric}{{{TRACED}}})", "{{probe}} {{direction}}", expects=TRACES)
+    return query(f"max by (probe, direction) ({metric}{{{OF_PAIR}}})", "{{probe}} {{direction}}", expects=TRACES)
 
 
 def route():
@@ -434,7 +440,7 @@ def route_changes():
         "Route changes in an hour",
         NUMBER,
         "Confirmed changes of all flows together, to a new route or back to an earlier one, over the last hour. Each is marked on all graphs. Normal: none.",
-        query(f"sum by (direction) (pathmeter_pair:trace_route_changes:increase1h{{{TRACED}}})", "{{direction}}", expects=TRACES),
+        query(f"sum by (direction) (pathmeter_pair:trace_route_changes:increase1h{{{OF_PAIR}}})", "{{direction}}", expects=TRACES),
     )
 
 
@@ -444,7 +450,7 @@ def first_lossy_hop():
         NUMBER,
         "The hop from which on more than a quarter of the probes are lost, up to the peer; reverse: counted from the peer. Normal: 0. It also is 0 if packets "
         "are lost on the last link only. Loss in one direction can show in both: compare with the loss by direction.",
-        query(f"max by (direction) (pathmeter_trace_first_lossy_hop{{{TRACED}}})", "{{direction}}", expects=TRACES),
+        query(f"max by (direction) (pathmeter_trace_first_lossy_hop{{{OF_PAIR}}})", "{{direction}}", expects=TRACES),
     )
 
 
@@ -453,7 +459,7 @@ def traces():
         "Traces by result",
         EVENTS,
         "Complete: all hops answered. Partial: some routers did not, which is normal. Unreached: the peer did not answer.",
-        query(total("pathmeter_trace_traces_total", TRACED, "direction, result"), "{{result}} {{direction}}", expects=TRACES),
+        query(total("pathmeter_trace_traces_total", OF_PAIR, "direction, result"), "{{result}} {{direction}}", expects=TRACES),
         stack=True,
     )
 
@@ -464,10 +470,10 @@ def trace_probes():
         DATAGRAMS,
         "Unanswered: routers answer few probes or none, so it is no sign of loss. Deferred: sent later, because the router, or the agent as a whole, was "
         "probed too recently. Not sent: refused by this host's kernel.",
-        query(total("pathmeter_trace_answers_total", TRACED), "answered", expects=TRACES),
-        query(total("pathmeter_trace_unanswered_total", TRACED), "unanswered", expects=TRACES),
-        query(total("pathmeter_trace_deferred_total", TRACED, "reason"), "deferred: {{reason}}", expects=TRACES),
-        query(total("pathmeter_trace_send_errors_total", TRACED), "not sent", expects=TRACES),
+        query(total("pathmeter_trace_answers_total", OF_PAIR), "answered", expects=TRACES),
+        query(total("pathmeter_trace_unanswered_total", OF_PAIR), "unanswered", expects=TRACES),
+        query(total("pathmeter_trace_deferred_total", OF_PAIR, "reason"), "deferred: {{reason}}", expects=TRACES),
+        query(total("pathmeter_trace_send_errors_total", OF_PAIR), "not sent", expects=TRACES),
     )
 
 
@@ -476,7 +482,7 @@ def rate_limited_hops():
         "Hops that limit their answers",
         NUMBER,
         "Of the first flow: their routers answer only some probes, although packets pass them. That is no loss, and common.",
-        query(f"max by (direction) (pathmeter_trace_rate_limited_hops{{{TRACED}}})", "{{direction}}", expects=TRACES),
+        query(f"max by (direction) (pathmeter_trace_rate_limited_hops{{{OF_PAIR}}})", "{{direction}}", expects=TRACES),
     )
 
 
@@ -495,18 +501,18 @@ _HOP = "probe, family, direction, ttl"
 
 def _of_hops(expr):
     """With the router and the state of each hop."""
-    joined = f"{expr} * on ({_HOP}) group_left (router, state) max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{TRACED}}})"
+    joined = f"{expr} * on ({_HOP}) group_left (router, state) max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{OF_PAIR}}})"
     return query(joined, "{{direction}} {{ttl}} {{router}}", expects=HOPS)
 
 
 def hop_table():
-    answers, probes = (f"sum by ({_HOP}) (increase(pathmeter_trace_hop_{what}_total{{{TRACED}}}[1h]))" for what in ("answers", "probes"))
+    answers, probes = (f"sum by ({_HOP}) (increase(pathmeter_trace_hop_{what}_total{{{OF_PAIR}}}[1h]))" for what in ("answers", "probes"))
     return table(
         "Hops",
         "The current routers of the first flow. Answered: share of the probes of all flows in the last hour; a router that answers few of them limits its "
         "answers, which is no loss. State lossy: probes are lost from here on up to the peer.",
-        query(f"max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{TRACED}}})", expects=HOPS),
-        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{TRACED}}})"),
+        query(f"max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{OF_PAIR}}})", expects=HOPS),
+        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{OF_PAIR}}})"),
         _of_hops(f"{answers} / {probes}"),
         columns=[
             Column("probe", "probe", width=100),
@@ -530,7 +536,7 @@ def hop_rtt():
         SECONDS,
         "Of the latest answer of each hop of the first flow. Routers answer slowly when they are busy, so a hop that is slower than those behind it says "
         "nothing about the packets that pass it. A rise that goes on to the peer does.",
-        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{TRACED}}})"),
+        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{OF_PAIR}}})"),
     )
 
 
@@ -554,6 +560,101 @@ def mtu_probes():
         DATAGRAMS,
         "By outcome. Lost probes are part of the search; afterwards there are only acknowledged ones.",
         query(total("pathmeter_path_mtu_probes_total", PATH, "outcome"), "{{outcome}}", expects=PATH_MTU),
+        stack=True,
+    )
+
+
+# --- Bandwidth
+
+
+def throughput():
+    rate = f"8 * pathmeter_bandwidth_throughput_bytes_per_second{{{OF_PAIR}}}"
+    is_capacity = f"pathmeter_bandwidth_capacity{{{OF_PAIR}}}"
+    return timeseries(
+        "Throughput",
+        BITS_PER_SECOND,
+        "Payload of the last run, which is shown until the next one. Capacity: the path limited it. At least: a host, a rate or the length of the run did, "
+        "so the capacity may be larger. Usual: the median of a week.",
+        query(f"max by (direction) ({rate} and {is_capacity} == 1)", "{{direction}}: capacity", expects=BANDWIDTH),
+        query(f"max by (direction) ({rate} and {is_capacity} == 0)", "{{direction}}: at least", expects=BANDWIDTH),
+        query(
+            f"max by (direction) (8 * pathmeter_pair:bandwidth_throughput_bytes_per_second:median7d{{{OF_PAIR}}})",
+            "{{direction}}: usual",
+            expects=BANDWIDTH,
+        ),
+    )
+
+
+def run_latency():
+    return timeseries(
+        "RTT idle and under load",
+        SECONDS,
+        "Medians before and during the last run. Far apart: a long queue on the path, which any download fills.",
+        *(
+            query(f"max by (direction) (pathmeter_bandwidth_{name}_rtt_seconds{{{OF_PAIR}}})", f"{{{{direction}}}}: {name}", expects=BANDWIDTH)
+            for name in ("idle", "loaded")
+        ),
+        log=True,
+    )
+
+
+def added_delay():
+    return timeseries(
+        "Delay added by runs",
+        SECONDS,
+        "95th percentile of the RTT under load above the idle median, of the last run. A run is stopped soon after it exceeds added_delay_max, 10 ms by default.",
+        query(f"max by (direction) (pathmeter_bandwidth_added_delay_seconds{{{OF_PAIR}}})", "{{direction}}", expects=BANDWIDTH),
+    )
+
+
+def run_loss():
+    return timeseries(
+        "Retransmitted share of runs",
+        SHARE,
+        "Of the payload of the last run. Some percent are usual where a queue overflows; loss without added delay is a policer or a bad link.",
+        query(f"max by (direction) (pathmeter_bandwidth_loss_ratio{{{OF_PAIR}}})", "{{direction}}", expects=BANDWIDTH),
+    )
+
+
+def run_bytes():
+    return timeseries(
+        "Bytes of runs in a day",
+        BYTES,
+        "Payload that the receivers of runs received in the 24 hours before. The limits of both agents count from midnight to midnight in UTC.",
+        query(f"sum by (direction) (increase(pathmeter_bandwidth_received_bytes_total{{{OF_PAIR}}}[1d]))", "{{direction}}", expects=BANDWIDTH),
+        stack=True,
+    )
+
+
+def runs():
+    return timeseries(
+        "Runs in a day, by what ended them",
+        NUMBER,
+        "In the 24 hours before. Bytes and time: complete. Delay and loss: stopped because they disturbed other traffic. Lease: the budget or the lease ended. "
+        "Peer, operator: stopped by them.",
+        query(
+            f"sum by (direction, reason) (increase(pathmeter_bandwidth_runs_total{{{OF_PAIR}}}[1d])) > 0",
+            "{{direction}}: {{reason}}",
+            expects=BANDWIDTH,
+        ),
+        stack=True,
+    )
+
+
+def no_runs():
+    return timeseries(
+        "Runs skipped and failed in a day",
+        NUMBER,
+        "In the 24 hours before, by reason. An attempt is repeated after about ten minutes. Budget: too few bytes are left for today, here or at the peer. "
+        "Busy: other runs took the time. Request, connect: the peer was not reached. Normal: none or few.",
+        *(
+            query(
+                f"sum by (direction, reason) (increase(pathmeter_bandwidth_{name}_total{{{OF_PAIR}}}[1d])) > 0",
+                f"{{{{direction}}}} {text}: {{{{reason}}}}",
+                expects=TROUBLE,
+            )
+            for name, text in (("skipped", "skipped"), ("failures", "failed"))
+        ),
         stack=True,
     )
 
