@@ -2,7 +2,7 @@
 //!
 //! Each group of sockets has one demultiplexer for the one packet format that its sockets carry.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -34,7 +34,13 @@ pub(super) struct SessionIndex {
     by_session: HashMap<(SocketAddr, u16), usize>,
     /// For datagrams that carry no session identifier.
     by_source: HashMap<SocketAddr, TasksOfSource>,
+    /// The last sessions that were removed. Their late replies belong to no task.
+    ended: VecDeque<(SocketAddr, u16)>,
 }
+
+/// Sessions that are remembered after their removal; late replies of earlier ones are counted as mismatched.
+/// Chosen: those of a reload that replaces many paths.
+const ENDED_MAX: usize = 1_024;
 
 /// The tasks that measure one responder, in the order in which they were added.
 #[derive(Debug, Default)]
@@ -103,7 +109,7 @@ impl Demux {
 
 impl SessionIndex {
     pub(super) fn new(protocol: DatagramProtocol) -> Self {
-        Self { protocol, by_session: HashMap::new(), by_source: HashMap::new() }
+        Self { protocol, by_session: HashMap::new(), by_source: HashMap::new(), ended: VecDeque::new() }
     }
 
     /// Whether the session identifier is in use with this responder.
@@ -122,6 +128,10 @@ impl SessionIndex {
         for ssid in ssids {
             if self.by_session.get(&(to, *ssid)) == Some(&task) {
                 self.by_session.remove(&(to, *ssid));
+                if self.ended.len() == ENDED_MAX {
+                    self.ended.pop_front();
+                }
+                self.ended.push_back((to, *ssid));
             }
         }
         if let Some(tasks) = self.by_source.get_mut(&to) {
@@ -137,10 +147,13 @@ impl SessionIndex {
         let from = arrival.from;
         match self.protocol {
             DatagramProtocol::Udp => {
-                let ssids = stamp::ssids(datagram).into_iter();
-                let by_session = ssids.filter_map(|ssid| self.by_session.get(&(from, ssid))).next();
+                let ssids = stamp::ssids(datagram);
+                let by_session = ssids.iter().find_map(|ssid| self.by_session.get(&(from, *ssid)));
                 by_session.copied().or_else(|| {
                     let tasks = self.by_source.get(&from)?;
+                    if ssids.iter().any(|ssid| self.ended.contains(&(from, *ssid))) {
+                        return None;
+                    }
                     // Unclaimed replies go to the first task, which counts them as mismatched.
                     tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())
                 })
@@ -218,6 +231,10 @@ mod tests {
         sessions.remove(1, to, &[10, 11]);
         assert!(!sessions.contains(to, 10) && sessions.contains(to, 12));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(2));
+        assert_eq!(sessions.owner(&with_ssid(10), &from, |_| true), None, "a late reply");
+        assert_eq!(sessions.owner(&with_ssid(13), &from, |_| false), Some(2), "never a session");
+        sessions.add(3, to, &[10], false);
+        assert_eq!(sessions.owner(&with_ssid(10), &from, |_| false), Some(3), "in use again");
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! A fleet monitored by Prometheus with the shipped rules, alerts and dashboards: what they show for known
-//! faults.
-//! Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on `e`. These
-//! agents serve HTTPS. An agent on `f` is the peer of bandwidth runs of `b` only, so that their load does not
-//! delay the echoes of others. `expected.yaml` has the expected result of each recorded series, dashboard
-//! query and alert.
+//! faults. Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on
+//! `e`. These agents serve HTTPS. An agent on `f` is the peer of bandwidth runs of `b` only, so that their
+//! load does not delay the echoes of others. `expected.yaml` has the expected result of each recorded series,
+//! dashboard query and alert.
 
 mod expected;
 mod prometheus;
@@ -58,8 +57,8 @@ pub(crate) fn real_time() -> Result<(), Inconclusive> {
 
 /// A fleet with faults: every tenth packet that `a` sends is lost; packets that `c` sends have variable
 /// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed; the wire of
-/// `f` becomes slow and has a long queue. From the start, because their alerts wait longest, a router rewrites
-/// the TTL of what `b` sends to `c`, and `c` has a budget for one bandwidth run.
+/// `f` becomes slow and has a long queue. From the start, because their alerts wait longest, a router
+/// rewrites the TTL of what `b` sends to `c`, and `c` has a budget for one bandwidth run.
 fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
     let net = NetPlan::mesh(6).build(7);
@@ -74,7 +73,8 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
         net.v4("b"),
         net.v4("c")
     ));
-    // A run of some tenths of a second needs many segments to tell the capacity. The wire of `f` is the sixth.
+    // A run of some tenths of a second needs many segments to tell the capacity. The wire of `f` is the
+    // sixth.
     net.node("f").ip("link set e5 mtu 1500");
     let unmonitored = json!({"agent": {"name": "f", "grace": "1s"}, "key_file": "the lab's"});
     let _f = NodeAgent::spawn(net.node("f"), unmonitored);
