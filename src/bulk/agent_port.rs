@@ -51,7 +51,8 @@ impl RunResponder {
     }
 }
 
-/// Maximum replies that wait to be sent; further requests are not answered. A loop sends them at once.
+/// Maximum replies that wait to be sent; further requests are not answered. The loop of the agent port sends
+/// each before it passes on the next request.
 const REPLIES_MAX: usize = 64;
 
 /// Answers requests on the agent port.

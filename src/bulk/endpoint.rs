@@ -143,7 +143,7 @@ impl Endpoint {
                 _ = ticker.tick() => {
                     let progress = self.progress();
                     let elapsed = progress.at.since(Timestamp::default());
-                    let message = self.at_end_of_sending.unwrap_or_else(|| self.known(progress));
+                    let message = self.at_end_of_sending.unwrap_or_else(|| self.progress_to_report(progress));
                     if self.counts_arrivals() {
                         self.add_sample(message);
                     }
@@ -296,7 +296,7 @@ impl Endpoint {
     /// What this end knows when the transfer has ended.
     fn result(&self, reason: StopReason) -> RunResult {
         let now = self.progress();
-        let end = self.at_end_of_sending.unwrap_or_else(|| self.known(now));
+        let end = self.at_end_of_sending.unwrap_or_else(|| self.progress_to_report(now));
         let nanos = end.at.as_nanos();
         match self.payload.received() {
             Some(ReceivedLoad { result, span }) => {
@@ -316,7 +316,7 @@ impl Endpoint {
     }
 
     /// What this end tells the other one: the sender of a connection what has arrived, as far as it knows.
-    fn known(&self, progress: Progress) -> Progress {
+    fn progress_to_report(&self, progress: Progress) -> Progress {
         match self.payload.delivered().filter(|_| self.plan.is_sender) {
             Some(bytes) => Progress { bytes, ..progress },
             None => progress,

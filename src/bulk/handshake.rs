@@ -1,6 +1,7 @@
 //! The handshake of a load over UDP: it shows that the prober receives what is sent to its address and port,
 //! and it opens the way through its firewall and address translation.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,11 +9,9 @@ use std::time::Duration;
 use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::key::Key;
-use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, LoadKey};
+use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, LoadKey, LoadKind};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
-
-use super::load::is_handshake;
 
 /// Interval at which a request without a reply is repeated.
 const REPEAT_AFTER: Duration = Duration::from_millis(150);
@@ -20,10 +19,10 @@ const REPEAT_AFTER: Duration = Duration::from_millis(150);
 /// How long a handshake may take. Chosen: 20 requests.
 pub(super) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// Asks the responder to use the address and port of a connected socket.
+/// Asks the responder to use the address and port of a connected socket, until it accepts. The caller limits
+/// the time.
 ///
-/// # Errors
-/// The kernel refused to send or to receive.
+/// # Errors The kernel refused to send or to receive.
 pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) -> io::Result<()> {
     let (own, peer) = (LoadKey::new(secret, RunEnd::Prober), LoadKey::new(secret, RunEnd::Responder));
     let mut cookie = None;
@@ -51,14 +50,14 @@ pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16])
 }
 
 /// Accepts the handshake on the socket of a run, also when it is repeated because the reply was lost. Leaves
-/// what follows in the socket. Never returns.
-pub(super) async fn accept(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) {
+/// what follows in the socket. Never ends by itself.
+pub(super) async fn accept(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) -> Infallible {
     let accepted = Handshake::Accepted.encode(lease, &LoadKey::new(secret, RunEnd::Responder));
     let mut buffer = [0; HANDSHAKE_BYTES + 1];
     let _ = socket.send(&accepted).await;
     loop {
         match socket.peek(&mut buffer).await {
-            Ok(length) if is_handshake(&buffer[..length]) => {
+            Ok(length) if matches!(LoadKind::read(&buffer[..length]), Ok(LoadKind::Handshake(_))) => {
                 // The first one in the socket.
                 let _ = socket.recv(&mut buffer).await;
                 let _ = socket.send(&accepted).await;

@@ -40,10 +40,10 @@ use crate::metrics::host_load::HostLoads;
 /// The threads of runs, the leases of this host, and the hosts that runs load.
 #[derive(Debug, Clone, Default)]
 pub struct Bulk {
-    /// The threads.
+    /// The threads that carry runs.
     pub threads: Arc<BulkThreads>,
-    /// The leases.
+    /// What runs may use of this host, and who waits.
     pub leases: Arc<Leases>,
-    /// The hosts.
+    /// The hosts whose paths are loaded.
     pub loads: Arc<HostLoads>,
 }

@@ -159,13 +159,9 @@ impl RunOutcome {
         }
     }
 
-    /// The outcome of a run over UDP from what its prober learnt. `rate`: of a check.
-    pub(super) fn of_load(
-        direction: RunDirection,
-        method: Method,
-        rate: Option<u64>,
-        end: EndpointOutcome,
-    ) -> Self {
+    /// The outcome of a run over UDP from what its prober learnt. `rate`: that of a check, in bytes of
+    /// payload per second; `None`: the run sent trains.
+    pub(super) fn of_load(direction: RunDirection, rate: Option<u64>, end: EndpointOutcome) -> Self {
         let EndpointOutcome { local, remote, bytes: at_this_end, .. } = end;
         let stop_reason = stop_reason(&local, remote.as_ref());
         let (sender, receiver) = match direction {
@@ -180,12 +176,13 @@ impl RunOutcome {
         let load = result.map(|result| {
             let duration = Duration::from_nanos(sender.map_or(0, |sender| sender.nanos));
             let checked = rate.map(|rate| CheckedLoad { rate, sent, duration, received: bytes });
-            LoadOutcome { sent, result, verdict: checked.map(|load| CheckVerdict::of(&load, &result)) }
+            let verdict = checked.map(|load| verdict(stop_reason, CheckVerdict::of(&load, &result)));
+            LoadOutcome { sent, result, verdict }
         });
-        let bytes_per_second = match method {
-            Method::Train => result.and_then(|result| result.dispersion?.rate),
+        let (method, bytes_per_second) = match rate {
+            None => (Method::Train, result.and_then(|result| result.dispersion?.rate)),
             // The first datagram begins the time.
-            Method::Tcp | Method::Check => rate_of(bytes.saturating_sub(DATAGRAM_BYTES as u64), span),
+            Some(_) => (Method::Check, rate_of(bytes.saturating_sub(DATAGRAM_BYTES as u64), span)),
         };
         let limited_by = match (stop_reason, load.and_then(|load| load.verdict)) {
             (StopReason::Host, _) | (_, Some(CheckVerdict::Receiver)) => LimitedBy::Receiver,
@@ -234,8 +231,12 @@ impl RunOutcome {
             let bytes = u128::from(steady.bytes_per_second) * steady.span.as_millis() / 1_000;
             steady.span >= CAPACITY_SPAN_MIN && bytes >= CAPACITY_BYTES_MIN
         };
-        // The dispersion of trains is not what a load would get.
-        self.limited_by == LimitedBy::Path && self.method != Method::Train && self.steady.is_some_and(is_long)
+        // The dispersion of trains is not what a longer load would get, and routers mark datagrams before a
+        // path is full.
+        let has_marks =
+            self.stop_reason == StopReason::Congestion || self.verdict() == Some(CheckVerdict::Congestion);
+        let is_limit = self.method != Method::Train && !has_marks;
+        self.limited_by == LimitedBy::Path && is_limit && self.steady.is_some_and(is_long)
     }
 
     /// Bytes of payload per second after the slow start; `None` if too little was received.
@@ -310,6 +311,16 @@ impl RunOutcome {
             "round_trips_per_minute": self.latency.map(|latency| latency.round_trips_per_minute),
             "confidence": self.latency.map(|latency| latency.confidence.as_str()),
         })
+    }
+}
+
+/// The verdict about a check that ended for this reason: one that did harm has not passed.
+const fn verdict(stop_reason: StopReason, counted: CheckVerdict) -> CheckVerdict {
+    match (stop_reason, counted) {
+        (StopReason::Delay, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Delay,
+        (StopReason::Loss, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Loss,
+        (StopReason::Congestion, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Congestion,
+        (_, counted) => counted,
     }
 }
 

@@ -66,10 +66,8 @@ impl Payload {
     pub(super) async fn end_sending(&mut self) {
         match self {
             Self::Streams(streams) => streams.end_sending().await,
-            Self::Load { flow, .. } => {
-                // A sender has no result.
-                let _ = flow.stop().await;
-            }
+            // It ends by itself when its time is over.
+            Self::Load { .. } => {}
         }
     }
 

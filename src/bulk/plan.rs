@@ -36,6 +36,14 @@ impl RunMethod {
         }
     }
 
+    /// The rate of a check, in bytes of payload per second; `None` of other methods.
+    pub(super) fn check_rate(self) -> Option<u64> {
+        match self {
+            Self::Check { rate } => Some(rate),
+            Self::Tcp { .. } | Self::Train => None,
+        }
+    }
+
     /// What is sent over UDP; `None`: it is sent over TCP.
     pub(super) fn pattern(self, bytes_max: u64) -> Option<Pattern> {
         match self {

@@ -24,7 +24,6 @@ use super::plan::{EndpointPlan, RunMethod};
 use super::streams::Streams;
 use super::threads::BulkThreads;
 use super::transfer;
-use crate::config::bandwidth::Method;
 
 /// A run with a lease.
 #[derive(Debug, Clone)]
@@ -63,7 +62,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// The socket of a load could not be opened or used.
-    #[error("sending to {to} over UDP: {source}")]
+    #[error("using a UDP socket to {to}: {source}")]
     Socket {
         /// The agent port.
         to: SocketAddr,
@@ -143,17 +142,13 @@ impl Run {
                 Ok(RunOutcome::new(self.direction, streams, self.rate_max, end))
             }
             RunMethod::Train | RunMethod::Check { .. } => {
-                let socket = self.prove().await?;
+                let socket = self.prove(&mut control).await?;
                 self.start(&mut control).await?;
                 let flow = threads
                     .begin_load(socket, self.lease, self.method, &plan)
                     .map_err(|source| self.socket_failed(source))?;
                 let end = endpoint::run(control, Payload::load(flow), plan, supervised).await;
-                let (method, rate) = match self.method {
-                    RunMethod::Check { rate } => (Method::Check, Some(rate)),
-                    RunMethod::Tcp { .. } | RunMethod::Train => (Method::Train, None),
-                };
-                Ok(RunOutcome::of_load(self.direction, method, rate, end))
+                Ok(RunOutcome::of_load(self.direction, self.method.check_rate(), end))
             }
         }
     }
@@ -163,14 +158,18 @@ impl Run {
     }
 
     /// Opens the socket of a load, and shows the responder that this host receives there.
-    async fn prove(&self) -> Result<std::net::UdpSocket, RunError> {
+    async fn prove(&self, control: &mut Control) -> Result<std::net::UdpSocket, RunError> {
         let failed = |source| self.socket_failed(source);
         let socket = load::open(self.to, self.source, self.dscp, self.method.reception()).map_err(failed)?;
         let socket = UdpSocket::from_std(socket).map_err(failed)?;
-        let proven = handshake::prove(&socket, self.lease, &self.secret);
-        match timeout(HANDSHAKE_TIME_MAX, proven).await {
-            Ok(proven) => proven.map_err(failed)?,
-            Err(_) => return Err(RunError::Unanswered { to: self.to }),
+        let proven = timeout(HANDSHAKE_TIME_MAX, handshake::prove(&socket, self.lease, &self.secret));
+        tokio::select! {
+            proven = proven => match proven {
+                Ok(proven) => proven.map_err(failed)?,
+                Err(_) => return Err(RunError::Unanswered { to: self.to }),
+            },
+            // The responder has nothing to say before the start: it has given up.
+            Err(error) = control.receive() => return Err(self.failed(&error)),
         }
         socket.into_std().map_err(failed)
     }

@@ -101,7 +101,7 @@ impl BulkResponder {
     pub(super) async fn accept(self: Arc<Self>, connection: BulkConnection) {
         let source = connection.source;
         if let Err(error) = self.serve(connection).await {
-            debug!(%source, %error, "connection of a bandwidth run ended");
+            debug!(%source, error = format!("{error:#}"), "connection of a bandwidth run ended");
         }
     }
 
@@ -208,7 +208,7 @@ impl BulkResponder {
                     let socket = UdpSocket::from_std(socket)?;
                     tokio::select! {
                         started = receive_start(control) => started?,
-                        () = handshake::accept(&socket, lease, &run.secret) => {}
+                        never = handshake::accept(&socket, lease, &run.secret) => match never {},
                     }
                     let flow = self.bulk.threads.begin_load(socket.into_std()?, lease, method, plan)?;
                     return Ok(Payload::load(flow));

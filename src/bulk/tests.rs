@@ -76,7 +76,7 @@ impl Responder {
         let binding = Binding { address, dont_fragment: false, errors: false, destinations: true };
         let socket = Socket::bind(&binding, TimestampMatching::ByPayload).unwrap();
         share_port(socket.as_fd()).unwrap();
-        let tasks = vec![(AgentKind::Load, runs.handshakes())];
+        let tasks = vec![(AgentKind::Bandwidth, runs.handshakes())];
         let service = Service {
             sockets: vec![socket],
             tasks: ServiceTasks::AgentPort { tasks, rejected: Arc::default() },
@@ -416,7 +416,7 @@ fn load_request(method: Method, direction: RunDirection, rate: Option<u64>) -> L
 }
 
 #[tokio::test]
-async fn steady_load_passes_a_check_in_both_directions() {
+async fn steady_load_is_counted_in_both_directions() {
     let responder = Responder::start("").await;
     for direction in [RunDirection::Forward, RunDirection::Reverse] {
         let request = load_request(Method::Check, direction, Some(2_000_000));

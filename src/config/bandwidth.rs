@@ -115,9 +115,10 @@ pub struct Bandwidth {
     pub direction: Directions,
     /// Number of connections that share the load of `tcp`.
     pub streams: u16,
-    /// Bytes of payload after which a run ends.
+    /// Bytes of payload after which a run ends. The default is that of `tcp`; of `train` it is 300kB, and of
+    /// `check` what `rate` sends in `time`.
     pub bytes: u64,
-    /// Time of sending after which a run ends.
+    /// Time of sending after which a run ends. The default of `check` is 1s.
     pub time: Duration,
     /// Maximum bits of payload per second; `None`: no limit of its own. `check` requires it: it is what the
     /// path is asked to carry.

@@ -80,8 +80,9 @@ pub(super) fn bind_agent(
         match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
             Ok(listeners) => {
                 for socket in &sockets {
-                    // Without it, runs over UDP fail and say why.
-                    let _ = share_port(socket.as_fd());
+                    if let Err(error) = share_port(socket.as_fd()) {
+                        warn!(%error, "bandwidth runs over UDP will fail: their sockets cannot share the agent port");
+                    }
                 }
                 return Ok((sockets, listeners));
             }

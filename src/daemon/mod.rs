@@ -193,7 +193,7 @@ impl Daemon {
                         AgentKind::Goodbye,
                         goodbye::listener(access.keys.as_deref(), Arc::clone(&responders.stamp)),
                     ),
-                    (AgentKind::Load, runs.handshakes()),
+                    (AgentKind::Bandwidth, runs.handshakes()),
                 ],
                 rejected: Arc::clone(&responders.stamp.agent_port_rejected),
             },

@@ -26,7 +26,8 @@ pub struct BandwidthSeries {
     pub interval: Cell,
     /// 1 while a run loads the path.
     pub running: Cell,
-    /// Bytes that the budgets of this host left at the last attempt, plus one; 0: not known.
+    /// Bytes that the budgets of this host left at the last attempt, plus one; 0: there is no budget, or
+    /// there was no attempt.
     budget_left: Cell,
     last: Mutex<Option<LastRun>>,
     /// The dispersion rates of the last runs, the latest last.
@@ -34,7 +35,7 @@ pub struct BandwidthSeries {
 }
 
 /// Runs whose dispersion rates are kept. Chosen: the last hour of a run each three minutes.
-const DISPERSIONS: usize = 20;
+const DISPERSIONS_MAX: usize = 20;
 
 /// The results of the last run.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,7 +165,7 @@ impl BandwidthSeries {
         self.duration.add(nanos);
         if let Some(rate) = last.dispersion {
             let mut dispersions = self.dispersions.lock().unwrap_or_else(PoisonError::into_inner);
-            if dispersions.len() == DISPERSIONS {
+            if dispersions.len() == DISPERSIONS_MAX {
                 dispersions.pop_front();
             }
             dispersions.push_back(rate);
@@ -229,7 +230,7 @@ const FAMILIES: [Family<BandwidthSeries>; 19] = [
     ),
     gauge(
         "pathmeter_bandwidth_budget_left_bytes",
-        "Bytes that the budgets of this host left to the path today, at the last attempt.",
+        "Bytes that the budgets of this host left to the path today, at the last attempt. Absent without a budget.",
         |w, name, s| {
             if let Some(bytes) = s.budget_left.get().checked_sub(1) {
                 w.count(name, Suffix::None, &s.labels, CLOSE, bytes);
@@ -283,7 +284,7 @@ const FAMILIES: [Family<BandwidthSeries>; 19] = [
     }),
     gauge(
         "pathmeter_bandwidth_loss_ratio",
-        "Part of the payload that the last run retransmitted.",
+        "Part of the payload that the last run retransmitted, or over UDP lost.",
         |w, name, s| {
             if let Some(millionths) = s.last_value(|last| last.loss_millionths) {
                 w.seconds(name, Suffix::None, &s.labels, CLOSE, millionths * 1_000);
@@ -334,7 +335,7 @@ const FAMILIES: [Family<BandwidthSeries>; 19] = [
     ),
     gauge(
         "pathmeter_bandwidth_throughput_bytes_per_second",
-        "Payload per second of the last run, after its slow start. Absent before it.",
+        "Payload per second of the last run: over TCP after its slow start, of trains their dispersion rate.",
         |w, name, s| {
             if let Some(throughput) = s.last_value(|last| last.throughput) {
                 w.count(name, Suffix::None, &s.labels, CLOSE, throughput);

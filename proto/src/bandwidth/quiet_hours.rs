@@ -27,7 +27,7 @@ impl QuietHours {
 
     /// How long the hours last from now on; `None`: they do not contain this time.
     #[must_use]
-    pub fn left(&self, now: WallTime) -> Option<Duration> {
+    pub fn remaining(&self, now: WallTime) -> Option<Duration> {
         const SECONDS: u64 = 24 * 3_600;
         let second = now.as_nanos() / 1_000_000_000 % SECONDS;
         let [begin, end] = [self.begin, self.end].map(|minute| u64::from(minute) * 60);
@@ -57,28 +57,31 @@ mod tests {
         WallTime::from_nanos((20_000 * 24 * 60 + hours * 60 + minutes) * 60_000_000_000)
     }
 
-    fn left(text: &str, hours: u64, minutes: u64) -> Option<u64> {
-        Some(QuietHours::parse(text).unwrap().left(at(hours, minutes))?.as_secs() / 60)
+    fn minutes_left(text: &str, hours: u64, minutes: u64) -> Option<u64> {
+        Some(QuietHours::parse(text).unwrap().remaining(at(hours, minutes))?.as_secs() / 60)
     }
 
     #[test]
     fn hours_begin_and_end_at_their_minutes() {
-        assert_eq!(left("08:00-18:30", 7, 59), None);
-        assert_eq!(left("08:00-18:30", 8, 0), Some(630));
-        assert_eq!(left("08:00-18:30", 18, 29), Some(1));
-        assert_eq!(left("08:00-18:30", 18, 30), None);
+        assert_eq!(minutes_left("08:00-18:30", 7, 59), None);
+        assert_eq!(minutes_left("08:00-18:30", 8, 0), Some(630));
+        assert_eq!(minutes_left("08:00-18:30", 18, 29), Some(1));
+        assert_eq!(minutes_left("08:00-18:30", 18, 30), None);
     }
 
     #[test]
     fn hours_may_go_over_midnight_or_last_all_day() {
-        assert_eq!(left("22:00-06:00", 21, 59), None);
-        assert_eq!(left("22:00-06:00", 23, 0), Some(420));
-        assert_eq!(left("22:00-06:00", 5, 59), Some(1));
-        assert_eq!(left("22:00-06:00", 6, 0), None);
-        assert_eq!(left("18:00-24:00", 23, 59), Some(1));
-        assert_eq!(left("18:00-24:00", 0, 0), None);
+        assert_eq!(minutes_left("22:00-06:00", 21, 59), None);
+        assert_eq!(minutes_left("22:00-06:00", 23, 0), Some(420));
+        assert_eq!(minutes_left("22:00-06:00", 5, 59), Some(1));
+        assert_eq!(minutes_left("22:00-06:00", 6, 0), None);
+        assert_eq!(minutes_left("18:00-24:00", 23, 59), Some(1));
+        assert_eq!(minutes_left("18:00-24:00", 0, 0), None);
         for hour in 0..24 {
-            assert!(left("00:00-24:00", hour, 7).is_some() && left("08:00-08:00", hour, 7).is_some());
+            assert!(
+                minutes_left("00:00-24:00", hour, 7).is_some()
+                    && minutes_left("08:00-08:00", hour, 7).is_some()
+            );
         }
     }
 

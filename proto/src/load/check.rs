@@ -125,6 +125,10 @@ mod tests {
         assert_eq!(of(slow, RESULT), CheckVerdict::Sender);
         assert_eq!(of(slow, grown(9_000)), CheckVerdict::Delay, "not even what was sent is carried");
         assert_eq!(of(LOAD, LoadResult { is_host_limited: true, ..grown(9_000) }), CheckVerdict::Receiver);
+        let marked = LoadResult { congestion_marks: 9, ..grown(9_000) };
+        assert_eq!(of(LOAD, marked), CheckVerdict::Delay);
+        assert_eq!(of(CheckedLoad { received: 400_000, ..LOAD }, marked), CheckVerdict::Loss);
+        assert_eq!(of(slow, LoadResult { congestion_marks: 9, ..RESULT }), CheckVerdict::Congestion);
         assert_eq!(of(CheckedLoad { received: 0, ..LOAD }, RESULT), CheckVerdict::Receiver);
         assert_eq!(of(LOAD, LoadResult { delay_growth: None, ..RESULT }), CheckVerdict::Receiver);
     }

@@ -40,8 +40,8 @@ pub enum Pattern {
     },
 }
 
-/// Datagrams of a short train, and number of short trains. Chosen: five dispersions, and half of 300 kB.
-const SHORT: u16 = 20;
+/// Datagrams of a short train, and number of short trains. Chosen: five dispersions from 120 of 300 kB.
+const SHORT_TRAIN: u16 = 20;
 const SHORT_TRAINS: u16 = 5;
 
 /// Pause between two trains: at least this, and at most twice as much. Chosen: a short train has left a link
@@ -64,8 +64,8 @@ impl Pattern {
     #[must_use]
     pub fn trains(bytes: u64) -> Self {
         let datagrams = u16::try_from(bytes / DATAGRAM_BYTES as u64).unwrap_or(u16::MAX);
-        let short = (datagrams / SHORT).min(SHORT_TRAINS);
-        Self::Trains { short, long: datagrams - short * SHORT }
+        let short = (datagrams / SHORT_TRAIN).min(SHORT_TRAINS);
+        Self::Trains { short, long: datagrams - short * SHORT_TRAIN }
     }
 }
 
@@ -82,7 +82,7 @@ pub struct LoadSender {
     start: Timestamp,
     end: Timestamp,
     /// Datagrams that may still be sent.
-    left: u64,
+    datagrams_left: u64,
     sequence: u32,
     train: u16,
     position: u16,
@@ -141,7 +141,7 @@ impl LoadSender {
             due: start,
             start,
             end: start + duration,
-            left: bytes_max / DATAGRAM_BYTES as u64,
+            datagrams_left: bytes_max / DATAGRAM_BYTES as u64,
             sequence: 0,
             train: 0,
             position: 0,
@@ -156,7 +156,7 @@ impl LoadSender {
         if now >= self.end {
             return LoadStep::Finished(StopReason::Time);
         }
-        if self.left == 0 {
+        if self.datagrams_left == 0 {
             return LoadStep::Finished(StopReason::Bytes);
         }
         match self.pattern {
@@ -171,7 +171,7 @@ impl LoadSender {
                 return LoadStep::Wait(self.next_train);
             }
             let wanted = if self.train < short {
-                SHORT
+                SHORT_TRAIN
             } else if self.train == short {
                 long
             } else {
@@ -179,7 +179,7 @@ impl LoadSender {
             };
             // A train that the cap does not admit as a whole is shorter.
             let whole = self.cap.as_ref().map_or(u64::MAX, |cap| cap.window_bytes() / DATAGRAM_BYTES as u64);
-            let length = u16::try_from(whole.min(self.left).min(wanted.into())).unwrap_or(wanted);
+            let length = u16::try_from(whole.min(self.datagrams_left).min(wanted.into())).unwrap_or(wanted);
             if length == 0 {
                 return LoadStep::Finished(StopReason::Bytes);
             }
@@ -189,12 +189,9 @@ impl LoadSender {
             }
             (self.length, self.position) = (length, 0);
         }
-        let TrainPlace { train, position, length } =
-            TrainPlace { train: self.train, position: self.position, length: self.length };
-        LoadStep::Send {
-            first: self.load(now, Some(TrainPlace { train, position, length })),
-            count: (length - position).min(BATCH_MAX),
-        }
+        let place = TrainPlace { train: self.train, position: self.position, length: self.length };
+        let count = (self.length - self.position).min(BATCH_MAX);
+        LoadStep::Send { first: self.load(now, Some(place)), count }
     }
 
     fn step_steady(&mut self, now: Timestamp) -> LoadStep {
@@ -203,7 +200,7 @@ impl LoadSender {
             return LoadStep::Wait(self.due.max(now + STEADY_PAUSE).min(self.end));
         }
         let due = now.since(self.due).as_nanos().checked_div(self.gap.as_nanos()).unwrap_or(u128::MAX);
-        let most = u128::from(self.left).min(BATCH_MAX.into());
+        let most = u128::from(self.datagrams_left).min(BATCH_MAX.into());
         let count = u16::try_from(due.saturating_add(1).min(most)).unwrap_or(BATCH_MAX);
         let mut wait = now;
         while self.admitted < count {
@@ -225,9 +222,9 @@ impl LoadSender {
         Load { sequence: self.sequence, sent_at: nanos(now.since(self.start)), place }
     }
 
-    /// So many datagrams of the last step were sent: as many as the kernel has accepted.
-    pub fn sent(&mut self, count: u16) {
-        self.left = self.left.saturating_sub(count.into());
+    /// So many datagrams of the last step were sent by now: as many as the kernel has accepted.
+    pub fn sent(&mut self, count: u16, now: Timestamp) {
+        self.datagrams_left = self.datagrams_left.saturating_sub(count.into());
         self.sequence = self.sequence.wrapping_add(count.into());
         match self.pattern {
             Pattern::Trains { .. } => {
@@ -237,8 +234,7 @@ impl LoadSender {
                     (self.position, self.length) = (0, 0);
                     // Not in step with anything periodic on the path.
                     let more = mix(u64::from(self.sequence) ^ self.start.as_nanos()) % nanos(TRAIN_PAUSE);
-                    let sent_by = self.next_train.max(self.start);
-                    self.next_train = sent_by + TRAIN_PAUSE + Duration::from_nanos(more);
+                    self.next_train = now + TRAIN_PAUSE + Duration::from_nanos(more);
                 }
             }
             Pattern::Steady { .. } => {
@@ -343,7 +339,7 @@ mod tests {
                         receiver.received(load, DATAGRAM_BYTES, 0, now);
                     }
                     batches.push((now.as_nanos(), accepted));
-                    sender.sent(accepted);
+                    sender.sent(accepted, now);
                     assert_eq!(sender.bytes(), receiver.bytes());
                 }
             }
@@ -394,6 +390,12 @@ mod tests {
                 assert_eq!(lengths, expected, "{rate_max:?} {bytes}");
                 let begins: Vec<u64> = batches.chunk_by(|a, b| a.0 == b.0).map(|train| train[0].0).collect();
                 assert!(begins.windows(2).all(|pair| pair[1] - pair[0] >= 40_000_000), "{begins:?}");
+                let in_window = |from: u64| -> u64 {
+                    let within = batches.iter().filter(|(at, _)| (from..from + 100_000_000).contains(at));
+                    within.map(|(_, count)| u64::from(*count) * DATAGRAM_BYTES as u64).sum()
+                };
+                let most = rate_max.map_or(u64::MAX, |rate| rate / 10);
+                assert!(begins.iter().all(|at| in_window(*at) <= most), "{rate_max:?} {begins:?}");
             }
         }
     }

@@ -12,7 +12,7 @@ pub enum AgentKind {
     /// A [`Goodbye`](super::Goodbye).
     Goodbye,
     /// A datagram of a bandwidth run ([`load`](super::load)).
-    Load,
+    Bandwidth,
 }
 
 /// Length of the header in bytes.
@@ -25,7 +25,7 @@ impl AgentKind {
     const fn number(self) -> u8 {
         match self {
             Self::Goodbye => 1,
-            Self::Load => 2,
+            Self::Bandwidth => 2,
         }
     }
 
@@ -43,7 +43,7 @@ impl AgentKind {
         if datagram[4] != VERSION {
             return Err(DecodeError::Version { found: datagram[4], supported: VERSION });
         }
-        let known = [Self::Goodbye, Self::Load].into_iter().find(|kind| kind.number() == datagram[5]);
+        let known = [Self::Goodbye, Self::Bandwidth].into_iter().find(|kind| kind.number() == datagram[5]);
         known.ok_or(UNRECOGNIZED)
     }
 

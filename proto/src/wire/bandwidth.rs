@@ -17,7 +17,7 @@
 //!                   in milliseconds: 36 u32 busy   40 u32 limited by the window   44 u32 by the buffer
 //!                  48 text: the congestion control
 //! kind 6 stop       number: why
-//! kind 7 load       result of a receiver of datagrams
+//! kind 7 result of a receiver of datagrams
 //!                  number: why it ended, plus 256 if its host dropped some
 //!                   8 u64 bytes   16 u64 nanoseconds   24 u32 congestion marks
 //!                  28 i32 growth of the delay in microseconds, -2³¹ if unknown

@@ -56,7 +56,7 @@ impl Goodbye {
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
         match AgentKind::read(bytes)? {
             AgentKind::Goodbye => {}
-            AgentKind::Load => return Err(DecodeError::Unrecognized { field: "goodbye" }.into()),
+            AgentKind::Bandwidth => return Err(DecodeError::Unrecognized { field: "goodbye" }.into()),
         }
         let name_end = Self::NAME_AT + usize::from(u16_at(bytes, 6));
         require(bytes, name_end + Self::TAG_BYTES, "goodbye")?;

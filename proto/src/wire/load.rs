@@ -119,7 +119,7 @@ impl LoadKind {
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         const UNRECOGNIZED: DecodeError = DecodeError::Unrecognized { field: FIELD };
         match AgentKind::read(bytes)? {
-            AgentKind::Load => {}
+            AgentKind::Bandwidth => {}
             AgentKind::Goodbye => return Err(UNRECOGNIZED),
         }
         require(bytes, LOAD_BYTES_MIN, FIELD)?;
@@ -210,7 +210,7 @@ impl Load {
 }
 
 fn write_head(out: &mut [u8], number: u8, lease: LeaseId) {
-    AgentKind::Load.write(out);
+    AgentKind::Bandwidth.write(out);
     put(out, HEADER_BYTES, &[number, 0]);
     put(out, 8, &lease.0.to_be_bytes());
 }

@@ -273,10 +273,14 @@ impl State {
                 .get(id)
                 .is_some_and(|known| known.client == client && same_run(&known.run.request, &request))
         });
+        // What was granted before the hours began may still run.
+        let is_granted = known.is_some_and(|id| self.table.is_valid(now, id));
+        if !is_granted && let Err(refusal) = self.check_hours(wall) {
+            return refusal;
+        }
         let id = match known {
             Some(id) => id,
-            // A client that waits keeps its place.
-            None => match self.check_hours(wall).and_then(|()| self.enter(client, request)) {
+            None => match self.enter(client, request) {
                 Ok(id) => id,
                 Err(refusal) => return refusal,
             },
@@ -345,11 +349,15 @@ impl State {
                 format!("connections: {connections}; runs over UDP have 1"),
             );
         }
-        if request.method == Method::Check && request.rate_bytes_per_second.is_none() {
-            return refused(
-                RefusalReason::Invalid,
-                "rate_bytes_per_second: missing; a check needs a rate".to_owned(),
-            );
+        if request.method == Method::Check {
+            let Some(rate) = request.rate_bytes_per_second else {
+                let detail = "rate_bytes_per_second: missing; a check needs a rate".to_owned();
+                return refused(RefusalReason::Invalid, detail);
+            };
+            // A lower rate would tell nothing about the one that the check asks for.
+            if let Some(most) = self.rules.rate_max.map(|bits| bits / 8).filter(|most| rate > *most) {
+                return outside("rate_bytes_per_second", rate, RUN_RATE_MIN, most);
+            }
         }
         if let Some(bytes) = request.bytes_max.filter(|bytes| !(1..=self.rules.run_bytes_max).contains(bytes))
         {
@@ -362,7 +370,7 @@ impl State {
     }
 
     fn check_hours(&self, wall: WallTime) -> Result<(), LeaseAnswer> {
-        let Some(left) = self.rules.quiet_hours.iter().filter_map(|hours| hours.left(wall)).max() else {
+        let Some(left) = self.rules.quiet_hours.iter().filter_map(|hours| hours.remaining(wall)).max() else {
             return Ok(());
         };
         Err(LeaseAnswer::Refused {

@@ -167,15 +167,17 @@ fn grant_has_a_secret_of_its_own() {
 }
 
 #[test]
-fn no_run_begins_in_quiet_hours_but_a_client_keeps_its_place() {
+fn no_run_begins_in_quiet_hours() {
     let leases = Leases::new(rules(""), 9863);
-    let LeaseAnswer::Granted(_) = leases.request(CLIENT, forward(1_000)) else { panic!() };
+    let LeaseAnswer::Granted(granted) = leases.request(CLIENT, forward(1_000)) else { panic!() };
     let LeaseAnswer::Waiting { lease, .. } = leases.request(OTHER, forward(1_000)) else { panic!() };
     leases.set_rules(rules("quiet_hours: [\"00:00-24:00\"]"));
-    let again = LeaseRequest { lease: Some(lease), ..forward(1_000) };
-    assert!(matches!(leases.request(OTHER, again), LeaseAnswer::Waiting { .. }));
+    let again = LeaseRequest { lease: Some(granted.lease.clone()), ..forward(1_000) };
+    assert_eq!(leases.request(CLIENT, again), LeaseAnswer::Granted(granted.clone()), "it was granted before");
+    leases.end(granted.decode().unwrap().0);
+    let waiting = LeaseRequest { lease: Some(lease), ..forward(1_000) };
     let forged = LeaseRequest { lease: Some("0123456789abcdef".to_owned()), ..forward(1_000) };
-    for request in [forward(1_000), forged] {
+    for request in [forward(1_000), waiting, forged] {
         let answer = leases.request(OTHER, request);
         let LeaseAnswer::Refused { reason: RefusalReason::QuietHours, retry_after_seconds, .. } = answer
         else {
@@ -187,12 +189,14 @@ fn no_run_begins_in_quiet_hours_but_a_client_keeps_its_place() {
 
 #[test]
 fn run_over_udp_has_one_connection_and_a_check_has_a_rate() {
-    let leases = Leases::new(rules(""), 9863);
+    let leases = Leases::new(rules("rate_max: 8Mbit/s"), 9863);
     let train = LeaseRequest { method: Method::Train, connections: 2, ..forward(1_000) };
     let check = LeaseRequest { method: Method::Check, connections: 1, ..forward(1_000) };
+    let fast = LeaseRequest { rate_bytes_per_second: Some(1_000_001), ..check.clone() };
     for (request, detail) in [
         (train, "connections: 2; runs over UDP have 1"),
         (check, "rate_bytes_per_second: missing; a check needs a rate"),
+        (fast, "rate_bytes_per_second: 1000001; this agent allows 12500 to 1000000"),
     ] {
         assert_eq!(refusal(leases.request(CLIENT, request)), (RefusalReason::Invalid, detail.to_owned()));
     }

@@ -4,5 +4,5 @@ mod socket;
 mod thread;
 
 pub(crate) use socket::share_port;
-pub(super) use socket::{Reception, is_handshake, open, open_for};
+pub(super) use socket::{Reception, open, open_for};
 pub(super) use thread::{LoadFlow, LoadThread, ReceivedLoad};

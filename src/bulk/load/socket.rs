@@ -15,7 +15,7 @@ use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::load::{BATCH_MAX, DATAGRAM_BYTES};
 use pathmeter_proto::time::{Timestamp, WallTime};
-use pathmeter_proto::wire::load::{Load, LoadKind, TrainPlace};
+use pathmeter_proto::wire::load::{Load, TrainPlace};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::clock::Clock;
@@ -26,6 +26,9 @@ const BUFFER_BYTES: usize = 4 << 20;
 
 /// Most that is read at once: a buffer of datagrams that the kernel has merged.
 const READ_BYTES: usize = 65_536;
+
+/// Datagrams that are discarded when a socket has been connected. Chosen: more than arrive in a microsecond.
+const ARRIVED_BETWEEN_MAX: u32 = 64;
 
 /// ECN-capable transport (RFC 3168): routers may mark instead of dropping, and the run ends when they do.
 const ECT_0: u8 = 0b10;
@@ -67,8 +70,12 @@ pub(in crate::bulk) fn open_for(
     socket.bind(&local.into())?;
     socket.connect(&prober.into())?;
     let socket = UdpSocket::from(socket);
-    // What arrived between the two calls may be from others.
-    while socket.recv(&mut [0; 1]).is_ok() {}
+    // What arrived between the two calls may be from others; more than this is read and ignored later.
+    for _ in 0..ARRIVED_BETWEEN_MAX {
+        if socket.recv(&mut [0; 1]).is_err() {
+            break;
+        }
+    }
     Ok(socket)
 }
 
@@ -233,11 +240,6 @@ impl LoadSocket {
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// Whether a datagram begins a run, or belongs to one that has begun.
-pub(in crate::bulk) fn is_handshake(datagram: &[u8]) -> bool {
-    matches!(LoadKind::read(datagram), Ok(LoadKind::Handshake(_)))
 }
 
 /// Whether the kernel has no room for a datagram now. A peer that is not listening any more is noticed by

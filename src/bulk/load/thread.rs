@@ -62,7 +62,7 @@ struct Shared {
 }
 
 /// Batches that a flow sends or reads before others have their turn. Chosen: about half a millisecond.
-const TURN: u32 = 16;
+const BATCHES_PER_TURN: u32 = 16;
 
 /// Most that the thread sleeps.
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
@@ -197,14 +197,14 @@ struct Receiver {
     report: Option<oneshot::Sender<ReceivedLoad>>,
 }
 
-/// What a flow waits for.
-enum Turn {
-    /// It has more to do.
-    More,
-    /// A time, or room in the kernel.
-    Until(Timestamp),
-    /// Its end.
-    Ended,
+/// When a flow has something to do again.
+enum NextTurn {
+    /// At once.
+    Now,
+    /// At this time, or when the kernel has something for it.
+    At(Timestamp),
+    /// It has ended.
+    Never,
 }
 
 fn run(commands: &mpsc::Receiver<Flow>, wakeup: &EventFd) {
@@ -216,15 +216,15 @@ fn run(commands: &mpsc::Receiver<Flow>, wakeup: &EventFd) {
         flows.extend(commands.try_iter());
         let mut next = Clock::now() + SLEEP_MAX;
         flows.retain_mut(|flow| match flow.turn() {
-            Turn::More => {
+            NextTurn::Now => {
                 next = Timestamp::default();
                 true
             }
-            Turn::Until(until) => {
+            NextTurn::At(until) => {
                 next = next.min(until);
                 true
             }
-            Turn::Ended => {
+            NextTurn::Never => {
                 flow.end();
                 false
             }
@@ -253,40 +253,40 @@ fn sleep(flows: &[Flow], wakeup: &EventFd, span: Duration) {
 }
 
 impl Flow {
-    fn turn(&mut self) -> Turn {
+    fn turn(&mut self) -> NextTurn {
         if self.shared.is_stopped.load(Relaxed) {
-            return Turn::Ended;
+            return NextTurn::Never;
         }
         match &mut self.role {
             Role::Sender { sender, is_blocked } => {
-                for _ in 0..TURN {
+                for _ in 0..BATCHES_PER_TURN {
                     match sender.step(Clock::now()) {
                         LoadStep::Wait(until) => {
                             *is_blocked = false;
-                            return Turn::Until(until);
+                            return NextTurn::At(until);
                         }
                         LoadStep::Finished(reason) => {
                             self.finish(Ok(reason));
-                            return Turn::Ended;
+                            return NextTurn::Never;
                         }
                         LoadStep::Send { first, count } => match self.socket.send(first, count) {
                             Ok(0) => {
                                 *is_blocked = true;
-                                return Turn::Until(Clock::now() + FULL_RETRY_INTERVAL);
+                                return NextTurn::At(Clock::now() + FULL_RETRY_INTERVAL);
                             }
                             Ok(accepted) => {
-                                sender.sent(accepted);
+                                sender.sent(accepted, Clock::now());
                                 self.shared.bytes.store(sender.bytes(), Relaxed);
                             }
                             Err(error) => {
                                 self.finish(Err(error));
-                                return Turn::Ended;
+                                return NextTurn::Never;
                             }
                         },
                     }
                 }
                 *is_blocked = false;
-                Turn::More
+                NextTurn::Now
             }
             Role::Receiver(receiver) => {
                 let Receiver { load, first, last, .. } = receiver;
@@ -296,13 +296,14 @@ impl Flow {
                     load.received(head, bytes, ecn, at);
                 };
                 // An error is that of an ICMP message, and does not concern what arrives.
-                let has_more = (0..TURN).all(|_| self.socket.receive(&mut on_load).unwrap_or(true));
+                let has_more =
+                    (0..BATCHES_PER_TURN).all(|_| self.socket.receive(&mut on_load).unwrap_or(true));
                 self.shared.bytes.store(load.bytes(), Relaxed);
                 self.shared.congestion_marks.store(load.congestion_marks().into(), Relaxed);
                 if self.socket.has_dropped() {
                     self.shared.has_dropped.store(true, Relaxed);
                 }
-                if has_more { Turn::More } else { Turn::Until(Timestamp::NEVER) }
+                if has_more { NextTurn::Now } else { NextTurn::At(Timestamp::NEVER) }
             }
         }
     }

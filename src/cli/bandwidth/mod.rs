@@ -43,8 +43,8 @@ pub(super) struct BandwidthArguments {
     /// How to measure: tcp: payload over connections; train: short trains of datagrams, whose dispersion
     /// tells the rate of the narrowest link, 300kB unless --bytes is given; check: whether the path carries
     /// --rate, for 1 s unless --seconds is given
-    #[arg(long, short = 'm', default_value = METHOD)]
-    #[arg(value_parser = PossibleValuesParser::new([METHOD, "train", "check"]))]
+    #[arg(long, short = 'm', default_value = DEFAULT_METHOD)]
+    #[arg(value_parser = PossibleValuesParser::new([DEFAULT_METHOD, "train", "check"]))]
     method: String,
     /// Direction to load: forward is to TARGET; both: one after the other
     #[arg(long, short = 'd', default_value = "both")]
@@ -62,7 +62,8 @@ pub(super) struct BandwidthArguments {
 /// How long, and how much, a path is loaded.
 #[derive(Debug, Clone, Args)]
 pub(super) struct LoadArguments {
-    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows
+    /// Stop after SIZE of payload in each direction; by default as much as TARGET allows, or as the
+    /// method needs
     #[arg(long, value_name = "SIZE")]
     bytes: Option<String>,
     /// Stop after N seconds in each direction; by default 10
@@ -72,7 +73,7 @@ pub(super) struct LoadArguments {
     #[arg(long, short = 'P', value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: u16,
-    /// Maximum rate of payload, such as 50Mbit/s
+    /// Maximum rate of payload, such as 50Mbit/s; a check requires it
     #[arg(long, value_name = "RATE")]
     rate: Option<String>,
     /// Stop when replies to echo requests are this much later than on the idle path, or missing; off: never
@@ -89,7 +90,7 @@ const TARGET_HELP: &str =
     "Name of a peer in --config, or [https://]HOST[:HTTP_PORT] of an agent, which must grant the run";
 
 /// The default method.
-const METHOD: &str = "tcp";
+const DEFAULT_METHOD: &str = "tcp";
 
 /// What the arguments ask for.
 #[derive(Debug, Clone)]
@@ -108,8 +109,8 @@ struct Wanted {
 const RATE_MIN: u64 = 100_000;
 const ADDED_DELAY_MIN: Duration = Duration::from_millis(1);
 
-/// Time of a run, but of a check.
-const SECONDS: u64 = 10;
+/// Seconds of a run, except of a check.
+const DEFAULT_SECONDS: u64 = 10;
 
 /// Scavenger traffic, which gives way to all other (RFC 8622).
 const DSCP: &str = "le";
@@ -123,7 +124,14 @@ impl BandwidthArguments {
         to: TargetArguments,
         json: bool,
     ) -> Self {
-        Self { target, method: METHOD.to_owned(), direction: direction.as_str().to_owned(), load, to, json }
+        Self {
+            target,
+            method: DEFAULT_METHOD.to_owned(),
+            direction: direction.as_str().to_owned(),
+            load,
+            to,
+            json,
+        }
     }
 
     fn wanted(&self) -> Result<Wanted, Failure> {
@@ -159,12 +167,11 @@ impl BandwidthArguments {
                 format!("--streams: not valid with --method {}, which has no connections", self.method);
             return Err(Failure::Usage(problem));
         }
-        let default_seconds = if method == Method::Check { CHECK_TIME.as_secs() } else { SECONDS };
+        let default_seconds = if method == Method::Check { CHECK_TIME.as_secs() } else { DEFAULT_SECONDS };
         let seconds = self.load.seconds.unwrap_or(default_seconds);
         let bytes = match (method, rate) {
             (Method::Check, None) => {
-                let problem = "--method check asks whether TARGET can be sent a rate: add --rate, such as \
-                               --rate 50Mbit/s";
+                let problem = "--rate: missing; --method check needs the rate to test, such as 50Mbit/s";
                 return Err(Failure::Usage(problem.to_owned()));
             }
             (Method::Check, Some(rate)) => {
