@@ -10,7 +10,7 @@ use pathmeter_lab::Program;
 use crate::commands::Commands;
 use crate::direct_hosts::DirectHosts;
 use crate::table::{median, short, table};
-use crate::tools::throughput::{self, THROUGHPUT_TOOLS, TcpLoad, ThroughputTool, Transfer};
+use crate::tools::throughput::{self, THROUGHPUT_TOOLS, TcpLoad, ThroughputTool, Transfer, UdpLoad};
 
 /// Rounds of which the median is shown.
 const ROUNDS: usize = 9;
@@ -32,6 +32,10 @@ const FAILURES_MAX: usize = 3;
 /// The least throughput of pathmeter, and the most CPU time for each byte, as parts of the best other's.
 const THROUGHPUT_MIN: f64 = 0.97;
 const CPU_MAX: f64 = 1.0;
+
+/// The least datagrams per second of pathmeter, each of 1,200 bytes.
+const DATAGRAMS_MIN: f64 = 1e6;
+const DATAGRAM_BYTES: f64 = 1_200.0;
 
 /// Compares over each link, with each number of connections.
 pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<String> {
@@ -55,28 +59,45 @@ pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<Str
             let load = load(streams);
             let entries = tools.iter().map(|tool| Entry::new(&servers, *tool, tool.tcp, &load));
             let mut entries: Vec<Entry> = entries.collect();
-            for entry in &entries {
-                commands.add(entry.shown.clone());
-            }
-            for round in 0..rounds {
-                // No program always follows the same one.
-                for index in 0..entries.len() {
-                    let turn = (index + round) % entries.len();
-                    entries[turn].run(&mut servers)?;
-                }
-            }
+            take_turns(&mut entries, rounds, &mut servers, commands)?;
             let connections =
                 if streams == 1 { "1 connection".to_owned() } else { format!("{streams} connections") };
             summary.add(servers.hosts.link, &format!("TCP, {connections}"), &entries);
         }
+        let load = UdpLoad { seconds: SECONDS };
+        let over_udp = tools.iter().filter_map(|tool| Some(Entry::new(&servers, *tool, tool.udp?, &load)));
+        let mut entries: Vec<Entry> = over_udp.collect();
+        take_turns(&mut entries, rounds, &mut servers, commands)?;
+        summary.add(servers.hosts.link, "UDP, 1,200 bytes", &entries);
+        summary.add_datagrams(servers.hosts.link, &entries[0]);
     }
     Ok(format!(
-        "Payload in one direction for {SECONDS} s, congestion control {congestion_control}. Median of \
+        "Payload in one direction for {SECONDS} s, congestion control {congestion_control}; over UDP pathmeter \
+         sends at 10 Gbit/s, others as fast as they can. Median of \
          {rounds} rounds, in each of which one program runs after the other. CPU is the time of both ends, \
          user and system; that of pathmeter includes its echoes on the idle path before the run, and during \
          it.\n\n{}",
         summary.text()
     ))
+}
+
+/// Runs all programs in each round. No program always follows the same one.
+fn take_turns(
+    entries: &mut [Entry],
+    rounds: usize,
+    servers: &mut Servers,
+    commands: &mut Commands,
+) -> io::Result<()> {
+    for entry in entries.iter() {
+        commands.add(entry.shown.clone());
+    }
+    for round in 0..rounds {
+        for index in 0..entries.len() {
+            let turn = (index + round) % entries.len();
+            entries[turn].run(servers)?;
+        }
+    }
+    Ok(())
 }
 
 /// The servers of all programs on their host.
@@ -222,6 +243,17 @@ impl Summary {
                 best.tool.name
             ));
         }
+    }
+
+    /// Adds whether pathmeter's datagrams arrived at the rate that is expected.
+    fn add_datagrams(&mut self, link: &str, runs: &Entry) {
+        let per_second = median(&runs.gigabits_per_second) * 1e9 / 8.0 / DATAGRAM_BYTES;
+        let met = if per_second >= DATAGRAMS_MIN { "met" } else { "**missed**" };
+        self.expectations.push(format!(
+            "{link}: {:.2} million datagrams per second received, at least {:.0}: {met}",
+            per_second / 1e6,
+            DATAGRAMS_MIN / 1e6
+        ));
     }
 
     /// Adds what a run of pathmeter costs that transfers almost nothing.

@@ -19,6 +19,9 @@ pub(crate) struct ThroughputTool {
     pub(crate) name: &'static str,
     /// The arguments of its client that load the way to `target` over TCP.
     pub(crate) tcp: fn(&TcpLoad, target: &str) -> Vec<String>,
+    /// The same for datagrams of 1,200 bytes, as fast as it sends them; `None`: the program is compared over
+    /// TCP only.
+    pub(crate) udp: Option<fn(&UdpLoad, target: &str) -> Vec<String>>,
     /// Reads the result that the client has printed.
     pub(crate) read: fn(output: &str) -> io::Result<Transfer>,
 }
@@ -33,6 +36,12 @@ pub(crate) struct TcpLoad {
     pub(crate) congestion_control: String,
 }
 
+/// A load over UDP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UdpLoad {
+    pub(crate) seconds: u16,
+}
+
 /// What a receiver has received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transfer {
@@ -43,10 +52,28 @@ pub(crate) struct Transfer {
 
 /// pathmeter is the first.
 pub(crate) const THROUGHPUT_TOOLS: [ThroughputTool; 4] = [
-    ThroughputTool { program: ours::PROGRAM, name: "**pathmeter**", tcp: ours_tcp, read: read_ours },
-    ThroughputTool { program: IPERF, name: "iperf3", tcp: iperf_tcp, read: read_iperf },
-    ThroughputTool { program: IPERF, name: "iperf3 -Z", tcp: iperf_tcp_zero_copy, read: read_iperf },
-    ThroughputTool { program: NUTTCP, name: "nuttcp", tcp: nuttcp_tcp, read: read_nuttcp },
+    ThroughputTool {
+        program: ours::PROGRAM,
+        name: "**pathmeter**",
+        tcp: ours_tcp,
+        udp: Some(ours_udp),
+        read: read_ours,
+    },
+    ThroughputTool { program: IPERF, name: "iperf3", tcp: iperf_tcp, udp: Some(iperf_udp), read: read_iperf },
+    ThroughputTool {
+        program: IPERF,
+        name: "iperf3 -Z",
+        tcp: iperf_tcp_zero_copy,
+        udp: None,
+        read: read_iperf,
+    },
+    ThroughputTool {
+        program: NUTTCP,
+        name: "nuttcp",
+        tcp: nuttcp_tcp,
+        udp: Some(nuttcp_udp),
+        read: read_nuttcp,
+    },
 ];
 
 /// The rivals with their versions.
@@ -94,6 +121,23 @@ fn ours_tcp(load: &TcpLoad, target: &str) -> Vec<String> {
     let load = ["--direction", "forward", "--seconds", &seconds, "--streams", &streams];
     let common = ["--added-delay-max", "off", "--json"];
     owned(&[&["probe", "bandwidth", target, "--method", "tcp"], &load[..], &common].concat())
+}
+
+/// A check at more than 1,000,000 datagrams per second. pathmeter always sends at a rate.
+fn ours_udp(load: &UdpLoad, target: &str) -> Vec<String> {
+    let seconds = load.seconds.to_string();
+    let load = ["--direction", "forward", "--seconds", &seconds, "--rate", "10Gbit/s"];
+    let common = ["--added-delay-max", "off", "--json"];
+    owned(&[&["probe", "bandwidth", target, "--method", "check"], &load[..], &common].concat())
+}
+
+fn iperf_udp(load: &UdpLoad, target: &str) -> Vec<String> {
+    let seconds = load.seconds.to_string();
+    owned(&["-c", target, "-u", "-b", "0", "-l", "1200", "-t", &seconds, "-J"])
+}
+
+fn nuttcp_udp(load: &UdpLoad, target: &str) -> Vec<String> {
+    owned(&["-u", "-Ru", "-l1200", &format!("-T{}", load.seconds), "-fparse", target])
 }
 
 /// The arguments of a run of pathmeter that transfers almost nothing.
