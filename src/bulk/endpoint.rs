@@ -42,15 +42,21 @@ const LATER: u32 = 100;
 /// twice by then, behind a queue of a second.
 const SILENT_MAX: Duration = Duration::from_secs(4);
 
-/// How long the receiver waits for what is on the way when the time of the run is over. A load over UDP has
-/// arrived when nothing has arrived for this long.
+/// How long the receiver waits for what is on the way when the time of the run is over.
 const DRAIN_AFTER_TIME: Duration = Duration::from_millis(300);
+
+/// A load over UDP has arrived when its receiver has reported nothing new for this long. Chosen: the longest
+/// round trip, and a report.
+const LOAD_DRAIN: Duration = Duration::from_secs(1);
+
+/// A load of which nothing new arrives for this long while it is sent has lost its receiver.
+const LOAD_UNHEARD_MAX: Duration = Duration::from_secs(2);
 
 /// How much longer than its time a run may take to deliver what was sent. The lease lasts a second longer.
 const DRAIN_AFTER_BYTES: Duration = Duration::from_secs(4);
 
 /// How long an end waits for the result of the other one when it has ended itself.
-const RESULT_WAIT: Duration = Duration::from_secs(1);
+const RESULT_WAIT: Duration = Duration::from_secs(2);
 
 /// Maximum messages that an end may send in a tick; one that sends more is not a peer. Chosen: those of a
 /// pause of several seconds.
@@ -147,7 +153,8 @@ impl Endpoint {
                     if self.counts_arrivals() {
                         self.add_sample(message);
                     }
-                    if let Some(reason) = supervise(progress).or_else(|| self.payload.harm()) {
+                    let used = Progress { bytes: self.payload.used(), ..progress };
+                    if let Some(reason) = supervise(used).or_else(|| self.payload.harm()) {
                         return Ending { reason, is_stopped_here: true };
                     }
                     match draining {
@@ -170,6 +177,9 @@ impl Endpoint {
                         Some(_) | None => {}
                     }
                     messages = 0;
+                    if draining.is_none() && self.is_unheard() {
+                        return Ending { reason: StopReason::Peer, is_stopped_here: true };
+                    }
                     let mut is_silent = Clock::now().since(received_at) > SILENT_MAX;
                     // After a pause of this process the messages of the time wait to be read.
                     if is_silent && let Some(message) = control.receive().now_or_never() {
@@ -191,6 +201,7 @@ impl Endpoint {
                         draining = Some(Draining { reason, until });
                         if !self.payload.is_stream() {
                             self.at_end_of_sending = Some(self.progress());
+                            self.grown_at = Clock::now();
                         }
                     }
                     Ok(reason) => return ended(reason),
@@ -289,7 +300,7 @@ impl Endpoint {
             let last = Progress { at: Timestamp::from_nanos(sent.nanos), bytes: sent.bytes };
             self.add_sample(last);
         }
-        let bytes = self.payload.done();
+        let bytes = self.payload.used();
         EndpointOutcome { local, remote: self.remote, samples: self.samples, bytes }
     }
 
@@ -332,7 +343,13 @@ impl Endpoint {
     fn has_arrived(&self) -> bool {
         let arrived = self.samples.last().map_or(0, |last| last.bytes);
         let is_all = arrived >= self.payload.done();
-        !self.payload.is_stream() && (is_all || Clock::now().since(self.grown_at) > DRAIN_AFTER_TIME)
+        !self.payload.is_stream() && (is_all || Clock::now().since(self.grown_at) > LOAD_DRAIN)
+    }
+
+    /// Whether this end sends a load of which nothing arrives.
+    fn is_unheard(&self) -> bool {
+        let is_load = self.plan.is_sender && !self.payload.is_stream();
+        is_load && Clock::now().since(self.grown_at) > LOAD_UNHEARD_MAX
     }
 
     fn add_sample(&mut self, sample: Progress) {

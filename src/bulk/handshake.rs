@@ -9,9 +9,9 @@ use std::time::Duration;
 use pathmeter_proto::bandwidth::RunEnd;
 use pathmeter_proto::bandwidth::lease::LeaseId;
 use pathmeter_proto::key::Key;
-use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, LoadKey, LoadKind};
+use pathmeter_proto::wire::load::{Cookie, HANDSHAKE_BYTES, Handshake, Load, LoadKey};
 use tokio::net::UdpSocket;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Interval at which a request without a reply is repeated.
 const REPEAT_AFTER: Duration = Duration::from_millis(150);
@@ -21,9 +21,7 @@ pub(super) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Asks the responder to use the address and port of a connected socket, until it accepts. The caller limits
 /// the time.
-///
-/// # Errors The kernel refused to send or to receive.
-pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) -> io::Result<()> {
+pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) {
     let (own, peer) = (LoadKey::new(secret, RunEnd::Prober), LoadKey::new(secret, RunEnd::Responder));
     let mut cookie = None;
     let mut buffer = [0; HANDSHAKE_BYTES + 1];
@@ -32,39 +30,39 @@ pub(super) async fn prove(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16])
         // What is refused now may pass when it is repeated.
         let _ = socket.send(&request).await;
         let Ok(received) = timeout(REPEAT_AFTER, socket.recv(&mut buffer)).await else { continue };
-        let datagram = match received {
-            Ok(length) => &buffer[..length],
-            // An ICMP error; the agent may be about to listen.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                tokio::time::sleep(REPEAT_AFTER).await;
-                continue;
-            }
-            Err(error) => return Err(error),
+        let Ok(length) = received else {
+            // An ICMP error, which anybody may have sent.
+            sleep(REPEAT_AFTER).await;
+            continue;
         };
-        match Handshake::decode(datagram, &peer) {
+        match Handshake::decode(&buffer[..length], &peer) {
             Ok(Handshake::Cookie(given)) => cookie = Some(given),
-            Ok(Handshake::Accepted) => return Ok(()),
+            Ok(Handshake::Accepted) => return,
             Ok(Handshake::Request { .. }) | Err(_) => {}
         }
     }
 }
 
 /// Accepts the handshake on the socket of a run, also when it is repeated because the reply was lost. Leaves
-/// what follows in the socket. Never ends by itself.
+/// the load in the socket. Never ends by itself.
 pub(super) async fn accept(socket: &UdpSocket, lease: LeaseId, secret: &[u8; 16]) -> Infallible {
+    let peer = LoadKey::new(secret, RunEnd::Prober);
     let accepted = Handshake::Accepted.encode(lease, &LoadKey::new(secret, RunEnd::Responder));
     let mut buffer = [0; HANDSHAKE_BYTES + 1];
     let _ = socket.send(&accepted).await;
     loop {
-        match socket.peek(&mut buffer).await {
-            Ok(length) if matches!(LoadKind::read(&buffer[..length]), Ok(LoadKind::Handshake(_))) => {
-                // The first one in the socket.
-                let _ = socket.recv(&mut buffer).await;
-                let _ = socket.send(&accepted).await;
-            }
-            // The load has begun.
-            Ok(_) => std::future::pending().await,
-            Err(_) => tokio::time::sleep(REPEAT_AFTER).await,
+        let Ok(length) = socket.peek(&mut buffer).await else {
+            sleep(REPEAT_AFTER).await;
+            continue;
+        };
+        if Load::read(&buffer[..length], lease).is_ok() {
+            return std::future::pending().await;
+        }
+        let is_request = matches!(Handshake::decode(&buffer[..length], &peer), Ok(Handshake::Request { .. }));
+        // The first one in the socket.
+        let _ = socket.recv(&mut buffer).await;
+        if is_request {
+            let _ = socket.send(&accepted).await;
         }
     }
 }

@@ -27,7 +27,7 @@ mod transfer;
 pub use agent_port::RunResponder;
 pub use lease_client::{LEASES, LeaseClient, LeaseError, QueuePlace, repeat_after};
 pub use leases::{Grant, LeaseAnswer, LeaseRequest, Leases, RefusalReason, StoredLedger};
-pub(crate) use load::share_port;
+pub use load::SharedPort;
 pub use outcome::{LimitedBy, LoadOutcome, RunOutcome};
 pub use plan::RunMethod;
 pub use prober::{Run, RunError};
@@ -46,4 +46,6 @@ pub struct Bulk {
     pub leases: Arc<Leases>,
     /// The hosts whose paths are loaded.
     pub loads: Arc<HostLoads>,
+    /// The port on which runs over UDP are answered.
+    pub port: Arc<SharedPort>,
 }

@@ -46,8 +46,8 @@ pub struct RunOutcome {
 /// What a run over UDP has measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOutcome {
-    /// Bytes of payload that were sent.
-    pub sent: u64,
+    /// Bytes of payload that were sent; `None`: the sender did not say.
+    pub sent: Option<u64>,
     /// What its receiver has measured.
     pub result: LoadResult,
     /// Whether the path carries the rate of a check; `None`: it is none.
@@ -170,13 +170,15 @@ impl RunOutcome {
         };
         // The peer may report what it likes, but no more than this end has sent or received.
         let bytes = receiver.map_or(0, |receiver| receiver.bytes).min(at_this_end);
-        let sent = sender.map_or(0, |sender| sender.bytes).max(bytes);
+        let sent = sender.map(|sender| sender.bytes.max(bytes));
         let result = receiver.and_then(|receiver| receiver.load);
         let span = Duration::from_nanos(receiver.map_or(0, |receiver| receiver.nanos));
         let load = result.map(|result| {
             let duration = Duration::from_nanos(sender.map_or(0, |sender| sender.nanos));
-            let checked = rate.map(|rate| CheckedLoad { rate, sent, duration, received: bytes });
-            let verdict = checked.map(|load| verdict(stop_reason, CheckVerdict::of(&load, &result)));
+            let checked = |rate| Some(CheckedLoad { rate, sent: sent?, duration, received: bytes });
+            let counted =
+                |rate| checked(rate).map_or(CheckVerdict::Stopped, |load| CheckVerdict::of(&load, &result));
+            let verdict = rate.map(|rate| verdict(stop_reason, counted(rate)));
             LoadOutcome { sent, result, verdict }
         });
         let (method, bytes_per_second) = match rate {
@@ -190,7 +192,7 @@ impl RunOutcome {
             (_, Some(CheckVerdict::Loss | CheckVerdict::Delay | CheckVerdict::Congestion)) => LimitedBy::Path,
             (_, Some(CheckVerdict::Passed)) => LimitedBy::RateMax,
             (_, Some(CheckVerdict::Sender)) => LimitedBy::Sender,
-            (_, None) => LimitedBy::Unknown,
+            (_, Some(CheckVerdict::Stopped) | None) => LimitedBy::Unknown,
         };
         Self {
             direction,
@@ -254,7 +256,7 @@ impl RunOutcome {
                 (retransmitted, self.bytes.checked_add(retransmitted)?)
             }
             (Method::Train | Method::Check, load) => {
-                let sent = load?.sent;
+                let sent = load?.sent?;
                 (sent.saturating_sub(self.bytes), sent)
             }
         };
@@ -320,6 +322,10 @@ const fn verdict(stop_reason: StopReason, counted: CheckVerdict) -> CheckVerdict
         (StopReason::Delay, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Delay,
         (StopReason::Loss, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Loss,
         (StopReason::Congestion, CheckVerdict::Passed | CheckVerdict::Sender) => CheckVerdict::Congestion,
+        (
+            StopReason::Peer | StopReason::Lease | StopReason::Operator,
+            CheckVerdict::Passed | CheckVerdict::Sender,
+        ) => CheckVerdict::Stopped,
         (_, counted) => counted,
     }
 }
@@ -487,6 +493,32 @@ mod tests {
         assert_eq!(limited_by(jitter), LimitedBy::Unknown);
         let receiver = forward(BY_BYTES, sender(0, 900, 0)).with_latency(Some(unknown));
         assert_eq!(receiver.limited_by, LimitedBy::Receiver);
+    }
+
+    #[test]
+    fn check_that_ended_too_soon_has_no_verdict() {
+        let load = LoadResult { delay_growth: Some(0), ..LoadResult::default() };
+        let received = |reason| RunResult { load: Some(load), ..result(reason, 1_000_000) };
+        let outcome = |local, remote| {
+            RunOutcome::of_load(RunDirection::Reverse, Some(1_000_000), end(received(local), remote))
+        };
+        let passed = outcome(StopReason::Time, Some(result(StopReason::Time, 1_000_000)));
+        assert_eq!((passed.verdict(), passed.loss_ratio()), (Some(CheckVerdict::Passed), Some(0.0)));
+        // The sender died and did not say what it had sent.
+        let silent = outcome(StopReason::Peer, None);
+        assert_eq!((silent.verdict(), silent.loss_ratio()), (Some(CheckVerdict::Stopped), None));
+        for (reason, verdict) in [
+            (StopReason::Lease, CheckVerdict::Stopped),
+            (StopReason::Operator, CheckVerdict::Stopped),
+            (StopReason::Loss, CheckVerdict::Loss),
+            (StopReason::Delay, CheckVerdict::Delay),
+        ] {
+            let stopped = outcome(reason, Some(result(StopReason::Time, 1_000_000)));
+            assert_eq!(stopped.verdict(), Some(verdict), "{reason:?}");
+            assert_eq!(stopped.is_capacity(), verdict != CheckVerdict::Stopped, "{reason:?}");
+        }
+        let marked = outcome(StopReason::Congestion, Some(result(StopReason::Time, 1_000_000)));
+        assert!(!marked.is_capacity(), "routers mark before a path is full");
     }
 
     #[test]

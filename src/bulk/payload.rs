@@ -4,6 +4,7 @@ use std::io;
 
 use pathmeter_proto::bandwidth::StopReason;
 use pathmeter_proto::load::DATAGRAM_BYTES;
+use pathmeter_proto::load::check::is_congested;
 use pathmeter_proto::wire::bandwidth::SenderStatistics;
 
 use super::load::{LoadFlow, ReceivedLoad};
@@ -23,11 +24,6 @@ pub(super) enum Payload {
     },
 }
 
-/// Routers mark datagrams because of congestion if this many, and one in so many, are marked. Chosen: more
-/// than other traffic causes on a path that is not full.
-const MARKS_MIN: u64 = 10;
-const MARKED_ONE_IN: u64 = 100;
-
 impl Payload {
     pub(super) fn load(flow: LoadFlow) -> Self {
         Self::Load { flow, received: None }
@@ -42,6 +38,14 @@ impl Payload {
         match self {
             Self::Streams(streams) => streams.done(),
             Self::Load { flow, .. } => flow.bytes(),
+        }
+    }
+
+    /// Bytes that count for the limits of the run: those of [`done`](Self::done), and duplicates.
+    pub(super) fn used(&self) -> u64 {
+        match self {
+            Self::Streams(streams) => streams.done(),
+            Self::Load { flow, .. } => flow.bytes_with_duplicates(),
         }
     }
 
@@ -86,7 +90,7 @@ impl Payload {
     pub(super) fn harm(&self) -> Option<StopReason> {
         let Self::Load { flow, .. } = self else { return None };
         let (marks, datagrams) = (flow.congestion_marks(), flow.bytes() / DATAGRAM_BYTES as u64);
-        if marks >= MARKS_MIN && marks.saturating_mul(MARKED_ONE_IN) >= datagrams {
+        if is_congested(marks, datagrams) {
             return Some(StopReason::Congestion);
         }
         flow.has_dropped().then_some(StopReason::Host)

@@ -165,7 +165,7 @@ impl Run {
         let proven = timeout(HANDSHAKE_TIME_MAX, handshake::prove(&socket, self.lease, &self.secret));
         tokio::select! {
             proven = proven => match proven {
-                Ok(proven) => proven.map_err(failed)?,
+                Ok(()) => {}
                 Err(_) => return Err(RunError::Unanswered { to: self.to }),
             },
             // The responder has nothing to say before the start: it has given up.

@@ -203,7 +203,7 @@ impl BulkResponder {
                     let dscp = Dscp::new(run.request.dscp).unwrap_or_default();
                     let local = local.context("the kernel does not say where a request arrived")?;
                     let local = SocketAddr::new(local, self.bulk.leases.agent_port());
-                    let socket = load::open_for(local, prober, dscp, method.reception())
+                    let socket = load::open_for(&self.bulk.port, local, prober, dscp, method.reception())
                         .with_context(|| format!("opening a socket of {local} for {prober}"))?;
                     let socket = UdpSocket::from_std(socket)?;
                     tokio::select! {

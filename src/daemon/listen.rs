@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use crate::bulk::share_port;
 use crate::datagram::{Binding, Socket, SocketError, TimestampMatching, both_families};
 use crate::http::server;
 use crate::systemd::passed_listeners;
@@ -78,14 +77,7 @@ pub(super) fn bind_agent(
         let sockets = bind_all(address, false, timestamps)?;
         tries -= 1;
         match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
-            Ok(listeners) => {
-                for socket in &sockets {
-                    if let Err(error) = share_port(socket.as_fd()) {
-                        warn!(%error, "bandwidth runs over UDP will fail: their sockets cannot share the agent port");
-                    }
-                }
-                return Ok((sockets, listeners));
-            }
+            Ok(listeners) => return Ok((sockets, listeners)),
             Err(_) if tries > 0 => {}
             Err(error) => return Err(error.into()),
         }

@@ -182,6 +182,9 @@ impl Daemon {
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         );
+        for socket in &agent_sockets {
+            bulk.port.add(socket.as_fd()).context("sharing the agent port with bandwidth runs")?;
+        }
         let runs = RunResponder::new(&bulk).context("preparing bandwidth runs")?;
         let stream_responder = Arc::new(stream_responder.with_bulk(runs.connections()));
         let access = Access { policy, keys: settings.keys.mesh.clone() };

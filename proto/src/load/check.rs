@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::DATAGRAM_BYTES;
 use crate::time::nanos;
 use crate::wire::load::LoadResult;
 
@@ -27,12 +28,25 @@ pub enum CheckVerdict {
     Loss,
     /// It does not: a queue grew.
     Delay,
-    /// It does not: routers marked datagrams because of congestion.
+    /// It does not: routers marked as many datagrams as stop a run, because of congestion.
     Congestion,
     /// Unknown: the sender was slower than the rate.
     Sender,
     /// Unknown: the receiver's host dropped datagrams, or too few arrived.
     Receiver,
+    /// Unknown: the run ended before it could tell.
+    Stopped,
+}
+
+/// Routers report congestion if this many datagrams, and one in so many, are marked. Chosen: more than other
+/// traffic causes on a path that is not full.
+const MARKS_MIN: u64 = 10;
+const MARKED_ONE_IN: u64 = 100;
+
+/// Whether so many marks of so many datagrams are congestion.
+#[must_use]
+pub const fn is_congested(marks: u64, datagrams: u64) -> bool {
+    marks >= MARKS_MIN && marks.saturating_mul(MARKED_ONE_IN) >= datagrams
 }
 
 /// A path may lose one byte in so many. Chosen: what radio links lose without being full.
@@ -53,7 +67,7 @@ impl CheckVerdict {
     pub fn of(load: &CheckedLoad, result: &LoadResult) -> Self {
         let CheckedLoad { rate, sent, duration, received } = *load;
         let lost = sent.saturating_sub(received);
-        if result.is_host_limited || received == 0 {
+        if result.is_host_limited {
             return Self::Receiver;
         }
         if lost.saturating_mul(LOSS_ONE_IN) > sent {
@@ -63,7 +77,7 @@ impl CheckVerdict {
         if growth.map(Duration::from_micros) >= Some(GROWTH_MIN + duration / DRIFT_ONE_IN) {
             return Self::Delay;
         }
-        if result.congestion_marks > 0 {
+        if is_congested(result.congestion_marks.into(), received / DATAGRAM_BYTES as u64) {
             return Self::Congestion;
         }
         let wanted = u128::from(rate) * u128::from(nanos(duration)) / 1_000_000_000;
@@ -79,7 +93,7 @@ impl CheckVerdict {
         match self {
             Self::Passed => Some(true),
             Self::Loss | Self::Delay | Self::Congestion => Some(false),
-            Self::Sender | Self::Receiver => None,
+            Self::Sender | Self::Receiver | Self::Stopped => None,
         }
     }
 
@@ -93,6 +107,7 @@ impl CheckVerdict {
             Self::Congestion => "congestion",
             Self::Sender => "sender",
             Self::Receiver => "receiver",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -120,16 +135,17 @@ mod tests {
         assert_eq!(of(LOAD, grown(2_099)), CheckVerdict::Passed);
         assert_eq!(of(LOAD, grown(2_100)), CheckVerdict::Delay);
         assert_eq!(of(LOAD, grown(-5_000)), CheckVerdict::Passed);
-        assert_eq!(of(LOAD, LoadResult { congestion_marks: 1, ..RESULT }), CheckVerdict::Congestion);
+        assert_eq!(of(LOAD, LoadResult { congestion_marks: 9, ..RESULT }), CheckVerdict::Passed);
+        assert_eq!(of(LOAD, LoadResult { congestion_marks: 10, ..RESULT }), CheckVerdict::Congestion);
         let slow = CheckedLoad { sent: 484_999, received: 484_999, ..LOAD };
         assert_eq!(of(slow, RESULT), CheckVerdict::Sender);
         assert_eq!(of(slow, grown(9_000)), CheckVerdict::Delay, "not even what was sent is carried");
         assert_eq!(of(LOAD, LoadResult { is_host_limited: true, ..grown(9_000) }), CheckVerdict::Receiver);
-        let marked = LoadResult { congestion_marks: 9, ..grown(9_000) };
+        let marked = LoadResult { congestion_marks: 10, ..grown(9_000) };
         assert_eq!(of(LOAD, marked), CheckVerdict::Delay);
         assert_eq!(of(CheckedLoad { received: 400_000, ..LOAD }, marked), CheckVerdict::Loss);
-        assert_eq!(of(slow, LoadResult { congestion_marks: 9, ..RESULT }), CheckVerdict::Congestion);
-        assert_eq!(of(CheckedLoad { received: 0, ..LOAD }, RESULT), CheckVerdict::Receiver);
+        assert_eq!(of(slow, LoadResult { congestion_marks: 10, ..RESULT }), CheckVerdict::Congestion);
+        assert_eq!(of(CheckedLoad { received: 0, ..LOAD }, RESULT), CheckVerdict::Loss);
         assert_eq!(of(LOAD, LoadResult { delay_growth: None, ..RESULT }), CheckVerdict::Receiver);
     }
 

@@ -5,15 +5,17 @@
 pub mod check;
 pub mod delay_growth;
 pub mod dispersion;
+mod seen;
 
 use std::time::Duration;
 
 use self::delay_growth::DelayGrowth;
 use self::dispersion::{TrainArrival, Trains};
+pub use self::seen::SEEN_MAX;
+use self::seen::SeenSequences;
 use crate::bandwidth::StopReason;
 use crate::bandwidth::rate_cap::RateCap;
 use crate::schedule::mix;
-use crate::stats::{ArrivalOrder, ReceivedSequences};
 use crate::time::{Timestamp, nanos};
 use crate::wire::load::{Load, LoadResult, TrainPlace};
 
@@ -44,6 +46,13 @@ pub enum Pattern {
 const SHORT_TRAIN: u16 = 20;
 const SHORT_TRAINS: u16 = 5;
 
+/// Datagrams of the long train at most; a run sends no more. Chosen: 3 MB, more than any token bucket that we
+/// know lets pass at once.
+const LONG_TRAIN_MAX: u16 = 2_500;
+
+/// The lowest rate in bytes per second at which a short train is within 100 ms.
+pub const TRAIN_RATE_MIN: u64 = SHORT_TRAIN as u64 * DATAGRAM_BYTES as u64 * 10;
+
 /// Pause between two trains: at least this, and at most twice as much. Chosen: a short train has left a link
 /// of 5 Mbit/s by then.
 const TRAIN_PAUSE: Duration = Duration::from_millis(40);
@@ -65,7 +74,7 @@ impl Pattern {
     pub fn trains(bytes: u64) -> Self {
         let datagrams = u16::try_from(bytes / DATAGRAM_BYTES as u64).unwrap_or(u16::MAX);
         let short = (datagrams / SHORT_TRAIN).min(SHORT_TRAINS);
-        Self::Trains { short, long: datagrams - short * SHORT_TRAIN }
+        Self::Trains { short, long: (datagrams - short * SHORT_TRAIN).min(LONG_TRAIN_MAX) }
     }
 }
 
@@ -254,8 +263,9 @@ impl LoadSender {
 /// Counts what arrives of a load.
 #[derive(Debug, Clone, Default)]
 pub struct LoadReceiver {
-    received: Option<ReceivedSequences>,
+    seen: SeenSequences,
     bytes: u64,
+    bytes_with_duplicates: u64,
     congestion_marks: u32,
     trains: Trains,
     delays: DelayGrowth,
@@ -264,16 +274,9 @@ pub struct LoadReceiver {
 impl LoadReceiver {
     /// Counts a datagram. `ecn`: the two lowest bits of its type of service.
     pub fn received(&mut self, load: Load, bytes: usize, ecn: u8, at: Timestamp) {
-        let order = match &mut self.received {
-            Some(received) => received.add(load.sequence),
-            None => {
-                self.received = Some(ReceivedSequences::new(load.sequence));
-                ArrivalOrder::InOrder
-            }
-        };
-        match order {
-            ArrivalOrder::InOrder | ArrivalOrder::Reordered => {}
-            ArrivalOrder::Duplicate | ArrivalOrder::Ancient => return,
+        self.bytes_with_duplicates += bytes as u64;
+        if !self.seen.add(load.sequence) {
+            return;
         }
         self.bytes += bytes as u64;
         self.congestion_marks += u32::from(ecn == CE);
@@ -287,6 +290,12 @@ impl LoadReceiver {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The same with duplicates: what the sender has used of the path.
+    #[must_use]
+    pub fn bytes_with_duplicates(&self) -> u64 {
+        self.bytes_with_duplicates
     }
 
     /// Datagrams that a router has marked because of congestion.
@@ -418,7 +427,7 @@ mod tests {
             let ecn = u8::try_from(sequence).unwrap();
             receiver.received(Load { sequence, ..Load::default() }, 100, ecn, START);
         }
-        assert_eq!(receiver.bytes(), 400);
+        assert_eq!((receiver.bytes(), receiver.bytes_with_duplicates()), (400, 700));
         assert_eq!(
             receiver.result(true),
             LoadResult { congestion_marks: 1, is_host_limited: true, ..LoadResult::default() }

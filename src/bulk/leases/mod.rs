@@ -14,6 +14,7 @@ use pathmeter_proto::bandwidth::lease::{
 };
 use pathmeter_proto::bandwidth::ledger::{BudgetError, ByteLedger, Reservation};
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::load::TRAIN_RATE_MIN;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,9 @@ const RUN_RATE_MIN: u64 = 12_500;
 
 /// A run that may use fewer bytes says nothing about a path. Chosen: 0.1 s at 100 Mbit/s.
 const RUN_BYTES_MIN: u64 = 1_250_000;
+
+/// Bytes of a run of trains at least. Chosen: four short ones.
+const TRAIN_BYTES_MIN: u64 = 100_000;
 
 /// How long no run is begun after an operator has stopped all. Chosen: time to switch runs off.
 pub(crate) const STOP_TIME: Duration = Duration::from_secs(60);
@@ -348,6 +352,17 @@ impl State {
                 RefusalReason::Invalid,
                 format!("connections: {connections}; runs over UDP have 1"),
             );
+        }
+        if request.method == Method::Train
+            && let Some(bytes) = request.bytes_max.filter(|bytes| *bytes < TRAIN_BYTES_MIN)
+        {
+            return outside("bytes", bytes, TRAIN_BYTES_MIN, self.rules.run_bytes_max);
+        }
+        let rates = [request.rate_bytes_per_second, self.rules.rate_max.map(|bits| bits / 8)];
+        if request.method == Method::Train
+            && let Some(rate) = rates.into_iter().flatten().min().filter(|rate| *rate < TRAIN_RATE_MIN)
+        {
+            return outside("rate_bytes_per_second", rate, TRAIN_RATE_MIN, u64::MAX);
         }
         if request.method == Method::Check {
             let Some(rate) = request.rate_bytes_per_second else {

@@ -190,11 +190,16 @@ fn no_run_begins_in_quiet_hours() {
 #[test]
 fn run_over_udp_has_one_connection_and_a_check_has_a_rate() {
     let leases = Leases::new(rules("rate_max: 8Mbit/s"), 9863);
-    let train = LeaseRequest { method: Method::Train, connections: 2, ..forward(1_000) };
+    let train = LeaseRequest { method: Method::Train, connections: 2, ..forward(300_000) };
+    let small = LeaseRequest { connections: 1, ..train.clone() };
+    let slow = LeaseRequest { rate_bytes_per_second: Some(239_999), ..small.clone() };
+    let small = LeaseRequest { bytes_max: Some(99_999), ..small };
     let check = LeaseRequest { method: Method::Check, connections: 1, ..forward(1_000) };
     let fast = LeaseRequest { rate_bytes_per_second: Some(1_000_001), ..check.clone() };
     for (request, detail) in [
         (train, "connections: 2; runs over UDP have 1"),
+        (small, "bytes: 99999; this agent allows 100000 to 2000000000"),
+        (slow, "rate_bytes_per_second: 239999; this agent allows 240000 to 18446744073709551615"),
         (check, "rate_bytes_per_second: missing; a check needs a rate"),
         (fast, "rate_bytes_per_second: 1000001; this agent allows 12500 to 1000000"),
     ] {

@@ -3,6 +3,6 @@
 mod socket;
 mod thread;
 
-pub(crate) use socket::share_port;
+pub use socket::SharedPort;
 pub(super) use socket::{Reception, open, open_for};
 pub(super) use thread::{LoadFlow, LoadThread, ReceivedLoad};

@@ -2,7 +2,8 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -29,6 +30,9 @@ const READ_BYTES: usize = 65_536;
 
 /// Datagrams that are discarded when a socket has been connected. Chosen: more than arrive in a microsecond.
 const ARRIVED_BETWEEN_MAX: u32 = 64;
+
+/// Datagrams that a host must drop to be the limit. Chosen: one batch of a sender.
+const DROPS_MIN: u32 = 50;
 
 /// ECN-capable transport (RFC 3168): routers may mark instead of dropping, and the run ends when they do.
 const ECT_0: u8 = 0b10;
@@ -57,17 +61,47 @@ pub(in crate::bulk) fn open(
     Ok(socket.into())
 }
 
+/// The sockets of the agent port, whose port the sockets of runs share.
+#[derive(Debug, Default)]
+pub struct SharedPort {
+    sockets: Mutex<Vec<OwnedFd>>,
+}
+
+impl SharedPort {
+    /// Adds a socket of the agent port.
+    ///
+    /// # Errors
+    /// This process has no descriptor left.
+    pub fn add(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let socket = socket.try_clone_to_owned()?;
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+        Ok(())
+    }
+
+    /// Binds a socket to the port. Only meanwhile others may be bound to it: any program of this host could
+    /// otherwise receive what is sent to the agent port.
+    fn bind(&self, socket: &Socket, local: SocketAddr) -> io::Result<()> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let share =
+            |is_shared| sockets.iter().try_for_each(|one| SockRef::from(one).set_reuse_address(is_shared));
+        socket.set_reuse_address(true)?;
+        let bound = share(true).and_then(|()| socket.bind(&local.into()));
+        let ended = share(false);
+        bound.and(ended)
+    }
+}
+
 /// Opens a socket of the responder: it has the address and the port of the agent port, but receives only from
-/// `prober`. The agent port must allow it ([`share_port`]).
+/// `prober`.
 pub(in crate::bulk) fn open_for(
+    port: &SharedPort,
     local: SocketAddr,
     prober: SocketAddr,
     dscp: Dscp,
     reception: Reception,
 ) -> io::Result<UdpSocket> {
     let socket = new_socket(prober, dscp, reception)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&local.into())?;
+    port.bind(&socket, local)?;
     socket.connect(&prober.into())?;
     let socket = UdpSocket::from(socket);
     // What arrived between the two calls may be from others; more than this is read and ignored later.
@@ -77,12 +111,6 @@ pub(in crate::bulk) fn open_for(
         }
     }
     Ok(socket)
-}
-
-/// Allows sockets of runs to be bound to the port of this one. Called after it was bound, so that it cannot
-/// itself be bound to a port that is in use.
-pub(crate) fn share_port(socket: BorrowedFd<'_>) -> io::Result<()> {
-    SockRef::from(&socket).set_reuse_address(true)
 }
 
 fn new_socket(peer: SocketAddr, dscp: Dscp, reception: Reception) -> io::Result<Socket> {
@@ -162,7 +190,11 @@ impl LoadSocket {
                 Ok(true) => return Ok(count),
                 Ok(false) => return Ok(0),
                 // The kernel or the interface cannot.
-                Err(Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT) => self.cuts = false,
+                Err(
+                    Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT,
+                ) => {
+                    self.cuts = false;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -232,9 +264,10 @@ impl LoadSocket {
         Ok(true)
     }
 
-    /// Whether this host has dropped datagrams of the load, because they were read too slowly.
+    /// Whether this host has dropped datagrams of the load, because they were read too slowly. The kernel
+    /// counts damaged ones too, so a few say nothing.
     pub(super) fn has_dropped(&self) -> bool {
-        drop_counter(&self.socket).is_some_and(|drops| drops != self.drops_before)
+        drop_counter(&self.socket).is_some_and(|drops| drops.wrapping_sub(self.drops_before) >= DROPS_MIN)
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -242,10 +275,9 @@ impl LoadSocket {
     }
 }
 
-/// Whether the kernel has no room for a datagram now. A peer that is not listening any more is noticed by
-/// other means.
+/// Whether the kernel has no room for a datagram now.
 fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ECONNREFUSED))
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
 }
 
 fn wall_time(time: TimeSpec) -> Option<WallTime> {

@@ -53,6 +53,7 @@ pub(in crate::bulk) struct ReceivedLoad {
 struct Shared {
     /// Bytes of payload that were sent, or received without duplicates.
     bytes: AtomicU64,
+    bytes_with_duplicates: AtomicU64,
     congestion_marks: AtomicU64,
     has_dropped: AtomicBool,
     is_stopped: AtomicBool,
@@ -63,6 +64,9 @@ struct Shared {
 
 /// Batches that a flow sends or reads before others have their turn. Chosen: about half a millisecond.
 const BATCHES_PER_TURN: u32 = 16;
+
+/// A load ends after so many sends in a row that failed, a millisecond apart.
+const ERRORS_MAX: u32 = 20;
 
 /// Most that the thread sleeps.
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
@@ -75,7 +79,7 @@ impl LoadThread {
         lease: LeaseId,
         sender: LoadSender,
     ) -> io::Result<LoadFlow> {
-        let role = Role::Sender { sender: Box::new(sender), is_blocked: false };
+        let role = Role::Sender { sender: Box::new(sender), is_blocked: false, errors: 0 };
         self.start(LoadSocket::sender(socket, lease)?, role, None)
     }
 
@@ -125,6 +129,11 @@ impl LoadFlow {
     /// Bytes of payload that were sent, or received without duplicates.
     pub(in crate::bulk) fn bytes(&self) -> u64 {
         self.shared.bytes.load(Relaxed)
+    }
+
+    /// The same with duplicates.
+    pub(in crate::bulk) fn bytes_with_duplicates(&self) -> u64 {
+        self.shared.bytes_with_duplicates.load(Relaxed)
     }
 
     /// Datagrams that a router has marked because of congestion.
@@ -185,6 +194,8 @@ enum Role {
         sender: Box<LoadSender>,
         /// Whether the kernel has no room.
         is_blocked: bool,
+        /// Sends that failed since the last one that did not.
+        errors: u32,
     },
     Receiver(Receiver),
 }
@@ -258,7 +269,7 @@ impl Flow {
             return NextTurn::Never;
         }
         match &mut self.role {
-            Role::Sender { sender, is_blocked } => {
+            Role::Sender { sender, is_blocked, errors } => {
                 for _ in 0..BATCHES_PER_TURN {
                     match sender.step(Clock::now()) {
                         LoadStep::Wait(until) => {
@@ -276,7 +287,14 @@ impl Flow {
                             }
                             Ok(accepted) => {
                                 sender.sent(accepted, Clock::now());
+                                *errors = 0;
                                 self.shared.bytes.store(sender.bytes(), Relaxed);
+                                self.shared.bytes_with_duplicates.store(sender.bytes(), Relaxed);
+                            }
+                            // One may be the answer of a router, or of somebody, to an earlier datagram.
+                            Err(_) if *errors < ERRORS_MAX => {
+                                *errors += 1;
+                                return NextTurn::At(Clock::now() + FULL_RETRY_INTERVAL);
                             }
                             Err(error) => {
                                 self.finish(Err(error));
@@ -299,6 +317,7 @@ impl Flow {
                 let has_more =
                     (0..BATCHES_PER_TURN).all(|_| self.socket.receive(&mut on_load).unwrap_or(true));
                 self.shared.bytes.store(load.bytes(), Relaxed);
+                self.shared.bytes_with_duplicates.store(load.bytes_with_duplicates(), Relaxed);
                 self.shared.congestion_marks.store(load.congestion_marks().into(), Relaxed);
                 if self.socket.has_dropped() {
                     self.shared.has_dropped.store(true, Relaxed);

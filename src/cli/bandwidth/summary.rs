@@ -201,6 +201,7 @@ fn check_text(name: &str, run: &RunOutcome) -> String {
         Some(CheckVerdict::Delay) => "the path does not carry this rate: a queue grew",
         Some(CheckVerdict::Congestion) => "the path does not carry this rate: routers reported congestion",
         Some(CheckVerdict::Sender) => "unknown: the sender was slower than this rate",
+        Some(CheckVerdict::Stopped) => "unknown: the run ended too soon",
         Some(CheckVerdict::Receiver) | None => "unknown: the receiver could not count everything",
     };
     let mut text = format!("{name}: {verdict}; {} (check)\n{}", throughput(run), ending(run));
