@@ -64,8 +64,12 @@ fn traced(agent: &NodeAgent<'_>, probe: &str) -> Value {
         let is_traced = flow["is_on_own_flow"] == true && flow["forward"]["trace"]["reached"] == true;
         (is_traced && flow["forward"]["trace"]["routers"] != Value::Null).then_some(flow)
     };
-    agent.page_within(CONFIRMED_WITHIN, "a trace on the connection", |_| find().is_some());
-    find().expect("it stays so")
+    let mut found = None;
+    agent.page_within(CONFIRMED_WITHIN, "a trace on the connection", |_| {
+        found = find();
+        found.is_some()
+    });
+    found.expect("waited for")
 }
 
 /// Every router is found on connections over both families, which lose nothing and send nothing again.
@@ -161,8 +165,12 @@ fn balanced_from(node: &str, routers: usize, source: Option<&str>) {
                 let is_used = (1..=WAYS).any(|way| has_seen(&net, way, port));
                 (is_traced && is_new && is_used).then(|| (source.to_owned(), flow.clone()))
             };
-            a.page_within(CONFIRMED_WITHIN, "a trace on the connection", |_| find().is_some());
-            let (source, flow) = find().expect("it stays so");
+            let mut found = None;
+            a.page_within(CONFIRMED_WITHIN, "a trace on the connection", |_| {
+                found = find();
+                found.is_some()
+            });
+            let (source, flow) = found.expect("waited for");
             let port = source.parse::<SocketAddr>().unwrap().port();
             let used: Vec<usize> = (1..=WAYS).filter(|way| has_seen(&net, *way, port)).collect();
             let [way] = used[..] else { panic!("a flow has one way: {used:?}, {flow}") };

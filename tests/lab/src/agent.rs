@@ -106,7 +106,7 @@ impl<'a> AgentProcess<'a> {
         &self,
         deadline: Duration,
         what: &str,
-        is_so: impl Fn(&MetricsPage) -> bool,
+        mut is_so: impl FnMut(&MetricsPage) -> bool,
     ) -> MetricsPage {
         let start = Instant::now();
         loop {
