@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use self::delay_growth::DelayGrowth;
 use self::dispersion::{TrainArrival, Trains};
-pub use self::seen::SEEN_MAX;
 use self::seen::SeenSequences;
 use crate::bandwidth::StopReason;
 use crate::bandwidth::rate_cap::RateCap;

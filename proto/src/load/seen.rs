@@ -10,7 +10,7 @@ pub(super) struct SeenSequences {
 
 /// Sequence numbers that are remembered; a datagram that is overtaken by as many counts as lost. Chosen: 160
 /// ms at 1 Gbit/s, in 2 KiB.
-pub const SEEN_MAX: u32 = 16_384;
+const SEEN_MAX: u32 = 16_384;
 
 impl SeenSequences {
     /// Adds an arrival. Returns whether it is the first with this number; `false` also for one that is too

@@ -68,6 +68,10 @@ const BATCHES_PER_TURN: u32 = 16;
 /// A load ends after so many sends in a row that failed, a millisecond apart.
 const ERRORS_MAX: u32 = 20;
 
+/// A load ends when its receiver has refused so many datagrams: its socket is closed, whatever the connection
+/// says. Hosts report only a few of them. Chosen: somebody else may have forged one.
+const REFUSALS_MAX: u32 = 5;
+
 /// Most that the thread sleeps.
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
 
@@ -79,7 +83,7 @@ impl LoadThread {
         lease: LeaseId,
         sender: LoadSender,
     ) -> io::Result<LoadFlow> {
-        let role = Role::Sender { sender: Box::new(sender), is_blocked: false, errors: 0 };
+        let role = Role::Sender { sender: Box::new(sender), is_blocked: false, errors: 0, refusals: 0 };
         self.start(LoadSocket::sender(socket, lease)?, role, None)
     }
 
@@ -196,6 +200,8 @@ enum Role {
         is_blocked: bool,
         /// Sends that failed since the last one that did not.
         errors: u32,
+        /// Datagrams that the receiver has refused (ICMP port unreachable).
+        refusals: u32,
     },
     Receiver(Receiver),
 }
@@ -269,7 +275,7 @@ impl Flow {
             return NextTurn::Never;
         }
         match &mut self.role {
-            Role::Sender { sender, is_blocked, errors } => {
+            Role::Sender { sender, is_blocked, errors, refusals } => {
                 for _ in 0..BATCHES_PER_TURN {
                     match sender.step(Clock::now()) {
                         LoadStep::Wait(until) => {
@@ -291,12 +297,13 @@ impl Flow {
                                 self.shared.bytes.store(sender.bytes(), Relaxed);
                                 self.shared.bytes_with_duplicates.store(sender.bytes(), Relaxed);
                             }
-                            // One may be the answer of a router, or of somebody, to an earlier datagram.
-                            Err(_) if *errors < ERRORS_MAX => {
-                                *errors += 1;
-                                return NextTurn::At(Clock::now() + FULL_RETRY_INTERVAL);
-                            }
+                            // It may be the answer of a router, or of somebody, to an earlier datagram.
                             Err(error) => {
+                                *errors += 1;
+                                *refusals += u32::from(error.kind() == io::ErrorKind::ConnectionRefused);
+                                if *errors < ERRORS_MAX && *refusals < REFUSALS_MAX {
+                                    return NextTurn::At(Clock::now() + FULL_RETRY_INTERVAL);
+                                }
                                 self.finish(Err(error));
                                 return NextTurn::Never;
                             }
@@ -346,3 +353,49 @@ impl Flow {
 
 /// When a full kernel is tried again, at the latest: an interface without room does not wake the thread.
 const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use pathmeter_proto::load::Pattern;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A steady load of a minute to a socket that is open as long as the second result lives.
+    fn steady() -> (LoadFlow, UdpSocket, LoadThread) {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(receiver.local_addr().unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (thread, pattern) = (LoadThread::default(), Pattern::Steady { bytes_per_second: 100_000 });
+        let sender = LoadSender::new(pattern, u64::MAX, None, LONG, Clock::now());
+        let flow = thread.send(socket, LeaseId(1), sender).unwrap();
+        (flow, receiver, thread)
+    }
+
+    #[tokio::test]
+    async fn load_ends_when_its_receiver_is_gone_whatever_else_is_heard() {
+        let (flow, receiver, _thread) = steady();
+        let mut arrived = [0; 2_000];
+        receiver.recv(&mut arrived).unwrap();
+        drop(receiver);
+        let ended = timeout(LONG / 2, flow.ended()).await.expect("it ends before its time");
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn dropped_load_sends_no_more() {
+        let (flow, receiver, _thread) = steady();
+        let mut arrived = [0; 2_000];
+        receiver.recv(&mut arrived).unwrap();
+        drop(flow);
+        // What was sent before the thread has seen it still arrives.
+        receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let deadline = Clock::now() + LONG / 2;
+        while receiver.recv(&mut arrived).is_ok() {
+            assert!(Clock::now() < deadline, "it goes on");
+        }
+    }
+}
