@@ -6,15 +6,17 @@ pub mod check;
 pub mod delay_growth;
 pub mod dispersion;
 mod seen;
+mod steady_sender;
+mod train_sender;
 
 use std::time::Duration;
 
 use self::delay_growth::DelayGrowth;
 use self::dispersion::{TrainArrival, Trains};
 use self::seen::SeenSequences;
+use self::steady_sender::SteadySender;
+use self::train_sender::{LONG_TRAIN_MAX, SHORT_TRAIN, SHORT_TRAINS, TrainSender};
 use crate::bandwidth::StopReason;
-use crate::bandwidth::rate_cap::RateCap;
-use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
 use crate::wire::load::{Load, LoadResult, TrainPlace};
 
@@ -41,31 +43,8 @@ pub enum Pattern {
     },
 }
 
-/// Datagrams of a short train, and number of short trains. Chosen: five dispersions from 120 of 300 kB.
-const SHORT_TRAIN: u16 = 20;
-const SHORT_TRAINS: u16 = 5;
-
-/// Datagrams of the long train at most; a run sends no more. Chosen: 3 MB, more than any token bucket that we
-/// know lets pass at once.
-const LONG_TRAIN_MAX: u16 = 2_500;
-
 /// The lowest rate in bytes per second at which a short train is within 100 ms.
 pub const TRAIN_RATE_MIN: u64 = SHORT_TRAIN as u64 * DATAGRAM_BYTES as u64 * 10;
-
-/// Pause between two trains: at least this, and at most twice as much. Chosen: a short train has left a link
-/// of 5 Mbit/s by then.
-const TRAIN_PAUSE: Duration = Duration::from_millis(40);
-
-/// What a steady load is late by more than this, because its host paused, is not sent any more. Chosen: a
-/// burst of as much is smaller than the queue of any router.
-const LATENESS_MAX: Duration = Duration::from_millis(5);
-
-/// A steady load may make up for pauses: a window of 100 ms has at most this part of its rate, in percent,
-/// and one datagram.
-const WINDOW_PERCENT: u64 = 101;
-
-/// The shortest pause of a steady load. Chosen: 2,000 wake-ups per second, with room for one that is late.
-const STEADY_PAUSE: Duration = Duration::from_micros(500);
 
 impl Pattern {
     /// The trains of a run that may send `bytes` of payload.
@@ -80,26 +59,28 @@ impl Pattern {
 /// Decides what a run sends.
 #[derive(Debug, Clone)]
 pub struct LoadSender {
-    pattern: Pattern,
-    /// The limit of the rate; `None`: there is none.
-    cap: Option<RateCap>,
-    /// Time between two datagrams of a steady load.
-    gap: Duration,
-    /// When its next datagram is due.
-    due: Timestamp,
+    sender: Sender,
     start: Timestamp,
     end: Timestamp,
     /// Datagrams that may still be sent.
     datagrams_left: u64,
     sequence: u32,
-    train: u16,
-    position: u16,
-    /// Datagrams of the current train; 0: it has not begun.
-    length: u16,
-    /// When the next train may begin.
-    next_train: Timestamp,
-    /// Datagrams of a steady load that the cap has admitted and that were not sent yet.
-    admitted: u16,
+}
+
+#[derive(Debug, Clone)]
+enum Sender {
+    Trains(TrainSender),
+    Steady(SteadySender),
+}
+
+/// What the sender of a pattern does next.
+enum Turn {
+    /// Send so many datagrams at once, the first of which has this place in a train.
+    Send { place: Option<TrainPlace>, count: u16 },
+    /// Nothing is to be sent before this time.
+    Wait(Timestamp),
+    /// Everything was sent.
+    Finished,
 }
 
 /// What a sender does next.
@@ -129,34 +110,15 @@ impl LoadSender {
         duration: Duration,
         start: Timestamp,
     ) -> Self {
-        let rate_max = rate_max.unwrap_or(u64::MAX);
-        let (cap, rate) = match pattern {
-            Pattern::Trains { .. } if rate_max == u64::MAX => (None, rate_max),
-            // A train is sent at once if it is within the cap of 100 ms.
-            Pattern::Trains { .. } => (Some(RateCap::new(rate_max, Duration::from_secs(1), start)), rate_max),
+        let sender = match pattern {
+            Pattern::Trains { short, long } => Sender::Trains(TrainSender::new(short, long, rate_max, start)),
             Pattern::Steady { bytes_per_second } => {
-                let rate = rate_max.min(bytes_per_second);
-                // One datagram more in each window, of which a part may fit.
-                let more = DATAGRAM_BYTES as u64 * 10;
-                let most = (rate.saturating_mul(WINDOW_PERCENT) / 100).saturating_add(more);
-                (Some(RateCap::new(most, LATENESS_MAX, start)), rate)
+                let rate = rate_max.map_or(bytes_per_second, |max| max.min(bytes_per_second));
+                Sender::Steady(SteadySender::new(rate, start))
             }
         };
-        Self {
-            pattern,
-            cap,
-            gap: Duration::from_nanos(DATAGRAM_BYTES as u64 * 1_000_000_000 / rate.max(1)),
-            due: start,
-            start,
-            end: start + duration,
-            datagrams_left: bytes_max / DATAGRAM_BYTES as u64,
-            sequence: 0,
-            train: 0,
-            position: 0,
-            length: 0,
-            next_train: start,
-            admitted: 0,
-        }
+        let datagrams_left = bytes_max / DATAGRAM_BYTES as u64;
+        Self { sender, start, end: start + duration, datagrams_left, sequence: 0 }
     }
 
     /// What to do next.
@@ -164,91 +126,31 @@ impl LoadSender {
         if now >= self.end {
             return LoadStep::Finished(StopReason::Time);
         }
-        if self.datagrams_left == 0 {
+        let left = self.datagrams_left;
+        if left == 0 {
             return LoadStep::Finished(StopReason::Bytes);
         }
-        match self.pattern {
-            Pattern::Trains { short, long } => self.step_train(now, short, long),
-            Pattern::Steady { .. } => self.step_steady(now),
-        }
-    }
-
-    fn step_train(&mut self, now: Timestamp, short: u16, long: u16) -> LoadStep {
-        if self.position == self.length {
-            if now < self.next_train {
-                return LoadStep::Wait(self.next_train);
+        let turn = match &mut self.sender {
+            Sender::Trains(sender) => sender.turn(now, left),
+            Sender::Steady(sender) => sender.turn(now, left),
+        };
+        match turn {
+            Turn::Send { place, count } => {
+                let sent_at = nanos(now.since(self.start));
+                LoadStep::Send { first: Load { sequence: self.sequence, sent_at, place }, count }
             }
-            let wanted = if self.train < short {
-                SHORT_TRAIN
-            } else if self.train == short {
-                long
-            } else {
-                0
-            };
-            // A train that the cap does not admit as a whole is shorter.
-            let whole = self.cap.as_ref().map_or(u64::MAX, |cap| cap.window_bytes() / DATAGRAM_BYTES as u64);
-            let length = u16::try_from(whole.min(self.datagrams_left).min(wanted.into())).unwrap_or(wanted);
-            if length == 0 {
-                return LoadStep::Finished(StopReason::Bytes);
-            }
-            let bytes = u64::from(length) * DATAGRAM_BYTES as u64;
-            if let Some(Err(again)) = self.cap.as_mut().map(|cap| cap.take(now, bytes)) {
-                return LoadStep::Wait(again.unwrap_or(Timestamp::NEVER));
-            }
-            (self.length, self.position) = (length, 0);
+            Turn::Wait(until) => LoadStep::Wait(until.min(self.end)),
+            Turn::Finished => LoadStep::Finished(StopReason::Bytes),
         }
-        let place = TrainPlace { train: self.train, position: self.position, length: self.length };
-        let count = (self.length - self.position).min(BATCH_MAX);
-        LoadStep::Send { first: self.load(now, Some(place)), count }
-    }
-
-    fn step_steady(&mut self, now: Timestamp) -> LoadStep {
-        self.due = self.due.max(now - LATENESS_MAX);
-        if now < self.due {
-            return LoadStep::Wait(self.due.max(now + STEADY_PAUSE).min(self.end));
-        }
-        let due = now.since(self.due).as_nanos().checked_div(self.gap.as_nanos()).unwrap_or(u128::MAX);
-        let most = u128::from(self.datagrams_left).min(BATCH_MAX.into());
-        let count = u16::try_from(due.saturating_add(1).min(most)).unwrap_or(BATCH_MAX);
-        let mut wait = now;
-        while self.admitted < count {
-            match self.cap.as_mut().map_or(Ok(()), |cap| cap.take(now, DATAGRAM_BYTES as u64)) {
-                Ok(()) => self.admitted += 1,
-                Err(again) => {
-                    wait = again.unwrap_or(self.end);
-                    break;
-                }
-            }
-        }
-        match self.admitted {
-            0 => LoadStep::Wait(wait.max(now + STEADY_PAUSE).min(self.end)),
-            count => LoadStep::Send { first: self.load(now, None), count },
-        }
-    }
-
-    fn load(&self, now: Timestamp, place: Option<TrainPlace>) -> Load {
-        Load { sequence: self.sequence, sent_at: nanos(now.since(self.start)), place }
     }
 
     /// So many datagrams of the last step were sent by now: as many as the kernel has accepted.
     pub fn sent(&mut self, count: u16, now: Timestamp) {
         self.datagrams_left = self.datagrams_left.saturating_sub(count.into());
         self.sequence = self.sequence.wrapping_add(count.into());
-        match self.pattern {
-            Pattern::Trains { .. } => {
-                self.position = self.position.saturating_add(count).min(self.length);
-                if self.position == self.length {
-                    self.train = self.train.saturating_add(1);
-                    (self.position, self.length) = (0, 0);
-                    // Not in step with anything periodic on the path.
-                    let more = mix(u64::from(self.sequence) ^ self.start.as_nanos()) % nanos(TRAIN_PAUSE);
-                    self.next_train = now + TRAIN_PAUSE + Duration::from_nanos(more);
-                }
-            }
-            Pattern::Steady { .. } => {
-                self.due = self.due + self.gap * count.into();
-                self.admitted = self.admitted.saturating_sub(count);
-            }
+        match &mut self.sender {
+            Sender::Trains(sender) => sender.sent(count, now),
+            Sender::Steady(sender) => sender.sent(count),
         }
     }
 
@@ -321,6 +223,7 @@ const CE: u8 = 0b11;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::mix;
 
     const START: Timestamp = Timestamp::from_nanos(7_000_000_000);
     const SECOND: Duration = Duration::from_secs(1);
